@@ -1,0 +1,207 @@
+"""Files appear whole or not at all. The only place that writes to disk.
+
+A file is written under a temporary name in the same folder, flushed to the disk, and renamed.
+`AppendWriter` is the exception: it adds whole lines to a log.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from filelock import FileLock, Timeout
+
+from core.errors import CoreError
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; on success it replaces `path`, on error it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        sync_file(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder to fill; on success it is renamed to `path`, on error removed.
+
+    Raises:
+        CoreError: `path` exists already.
+    """
+    if path.exists():
+        raise CoreError(f"{path} exists already.", "Choose another name or remove it first.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent))
+    try:
+        yield temporary
+        for file in sorted(temporary.rglob("*")):
+            if file.is_file():
+                sync_file(file)
+        for folder in [item for item in temporary.rglob("*") if item.is_dir()]:
+            sync_folder(folder)
+        sync_folder(temporary)
+        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
+    """Write a whole file; `mode` sets its permissions (0o600 for secrets) before it gets its name."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+        os.chmod(temporary, mode if mode is not None else 0o666 & ~_umask())
+
+
+def write_text(path: Path, text: str, mode: int | None = None) -> None:
+    """Write a whole UTF-8 file with \\n line ends."""
+    write_bytes(path, text.encode("utf-8"), mode)
+
+
+class AppendWriter:
+    """Adds whole lines to a file; a torn last line from a crash is cut off when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: IO[bytes] = open(path, "ab+")
+        _cut_torn_line(self._file)
+
+    def write_line(self, text: str, *, durable: bool = False) -> None:
+        """Append `text` and a line end; `durable` waits until it is on the disk."""
+        self._file.write(text.encode("utf-8") + b"\n")
+        self._file.flush()
+        if durable:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flush to the disk and close."""
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _cut_torn_line(file: IO[bytes]) -> None:
+    size = file.seek(0, os.SEEK_END)
+    position = size
+    while position > 0:
+        start = max(0, position - 65536)
+        file.seek(start)
+        block = file.read(position - start)
+        end = block.rfind(b"\n")
+        if end >= 0:
+            position = start + end + 1
+            break
+        position = start
+    if position < size:
+        file.truncate(position)
+    file.seek(0, os.SEEK_END)
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, busy_message: str) -> Iterator[None]:
+    """Hold a lock file; the system frees it when the process dies.
+
+    Raises:
+        CoreError: with `busy_message`, if another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise CoreError(busy_message, "Wait for it, or stop it in the window that runs it.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """True while another process (or another lock object) holds this lock file."""
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a whole file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_writable(folder: Path) -> None:
+    """Try to create a file in `folder` (made if missing).
+
+    Raises:
+        CoreError: the folder can not be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe", suffix=TEMPORARY_SUFFIX):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CoreError(f"The folder {folder} can not be written: {reason}.", "Choose another folder.") from None
+
+
+def free_bytes(path: Path) -> int:
+    """Free space on the disk that holds `path` or its nearest existing parent."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def sync_file(path: Path) -> None:
+    """Flush one file's content to the disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's names to the disk where the system has that (not Windows)."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

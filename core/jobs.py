@@ -1,0 +1,138 @@
+"""The jobs a person can ask for: frozen requests, JSON both ways, without torch.
+
+Each is run by one generator of events; `core.engine.server` and `core.__main__` hold the table
+from request to generator.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from core.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a new run in `run_dir` (created; None: a new folder among the runs)."""
+
+    config: RunConfig
+    run_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with an interrupted run from its newest valid checkpoint."""
+
+    run_dir: Path
+
+
+@dataclass(frozen=True)
+class InspectModel:
+    """Describe a model -> ModelInspected."""
+
+    model: str
+
+
+@dataclass(frozen=True)
+class ImportGguf:
+    """Dequantise a GGUF file into the library -> Result(path, name)."""
+
+    file: Path
+
+
+@dataclass(frozen=True)
+class DownloadModel:
+    """Fetch a model from the hub into the library -> Result(path, name)."""
+
+    repo_id: str
+    revision: str = "main"
+
+
+@dataclass(frozen=True)
+class ScanData:
+    """Measure a dataset with the model's tokenizer -> DataScanned."""
+
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class PreviewRows:
+    """Prepare rows for showing -> RowsPrepared. `search` filters by text, "" is all rows."""
+
+    config: RunConfig
+    first: int = 0
+    count: int = 1
+    search: str = ""
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Answer `messages` with base and tuned model -> TokenGenerated…, GenerationDone.
+
+    `adapter` None: the base alone. `columns` says who answers. `messages` is one conversation
+    for each column, as (role, content) pairs.
+    """
+
+    model: str
+    adapter: Path | None
+    conversations: dict[str, tuple[tuple[str, str], ...]]
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write an adapter or a merged model and its receipt -> ReceiptReady, Result.
+
+    `checkpoint` names a folder below checkpoints/; "" is the run's final adapter.
+    """
+
+    run_dir: Path
+    to: Literal["adapter", "merged"]
+    out: Path
+    checkpoint: str = ""
+    dtype: Literal["base", "fp32", "bf16", "fp16"] = "base"
+    shard_bytes: int = 0  # 0 keeps the base model's own shards
+    receipt: bool = True
+
+
+@dataclass(frozen=True)
+class Unload:
+    """Free the warm model's memory -> Result."""
+
+
+Job = (Train | Resume | InspectModel | ImportGguf | DownloadModel | ScanData | PreviewRows
+       | Generate | Export | Unload)
+JOB_TYPES: dict[str, type] = {kind.__name__: kind for kind in Job.__args__}
+
+
+def to_plain(job: Job) -> dict[str, Any]:
+    """A job as a dictionary that JSON can hold, with its class name under "job"."""
+    return {"job": type(job).__name__, **_adapter(type(job)).dump_python(job, mode="json")}
+
+
+def from_plain(values: dict[str, Any]) -> Job:
+    """The job that `to_plain` wrote. Raises ValueError where it is none of ours."""
+    values = dict(values)
+    name = values.pop("job", None)
+    if name not in JOB_TYPES:
+        raise ValueError(f"unknown job {name!r}")
+    return _adapter(JOB_TYPES[name]).validate_python(values)
+
+
+def to_json(job: Job) -> str:
+    """A job as one line of JSON."""
+    return json.dumps(to_plain(job), ensure_ascii=False)
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
