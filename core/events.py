@@ -153,6 +153,25 @@ class ModelInspected:
 
 
 @dataclass(frozen=True)
+class ModelEntry:
+    """A model on this machine. `name` is what ModelConfig.path may hold; "starter" stands for the starter."""
+
+    name: str
+    path: Path
+    origin: Literal["starter", "library", "hub cache"]
+    bytes: int  # on the disk
+    state: Literal["ready", "needs import", "refused"]
+    reason: str = ""  # why it is refused, one sentence
+
+
+@dataclass(frozen=True)
+class ModelsListed:
+    """The answer to ListModels."""
+
+    entries: tuple[ModelEntry, ...]
+
+
+@dataclass(frozen=True)
 class Message:
     """One turn of a conversation. `role` is system, user, assistant, tool or text."""
 
@@ -282,7 +301,7 @@ class Failed:
 
 Event = (
     Started | Progress | Note | Warned | Planned | StepDone | Evaluated | CheckpointSaved
-    | ModelInspected | DataScanned | RowsPrepared | TokenGenerated | GenerationDone
+    | ModelInspected | ModelsListed | DataScanned | RowsPrepared | TokenGenerated | GenerationDone
     | ReceiptReady | Finished | Result | Failed
 )
 EVENT_TYPES: dict[str, type] = {kind.__name__: kind for kind in Event.__args__}

@@ -31,6 +31,16 @@ class Resume:
 
 
 @dataclass(frozen=True)
+class ListModels:
+    """Say which models are on this machine -> ModelsListed, Result."""
+
+
+@dataclass(frozen=True)
+class PrepareStarter:
+    """Make the starter model ready in the library, if it is not yet -> Result(path, name)."""
+
+
+@dataclass(frozen=True)
 class InspectModel:
     """Describe a model -> ModelInspected."""
 
@@ -109,8 +119,8 @@ class Unload:
     """Free the warm model's memory -> Result."""
 
 
-Job = (Train | Resume | InspectModel | ImportGguf | DownloadModel | ScanData | PreviewRows
-       | Generate | Export | Unload)
+Job = (Train | Resume | ListModels | PrepareStarter | InspectModel | ImportGguf | DownloadModel | ScanData
+       | PreviewRows | Generate | Export | Unload)
 JOB_TYPES: dict[str, type] = {kind.__name__: kind for kind in Job.__args__}
 
 
