@@ -1,0 +1,54 @@
+"""The LoRA product as one autograd function that keeps little and allocates little.
+
+Forward  y = x Wᵀ + b;  y += s (x Aᵀ) Bᵀ  in place. Kept for the backward: x, the small x Aᵀ, and
+the weights. Backward, with g = dY B:  dA = s gᵀ x,  dB = s dYᵀ (x Aᵀ),  dX = dY W + s g A.
+W and b are frozen, so no gradient of theirs is ever formed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _FusedLoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor,
+                scale: float) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])  # (N, in)
+        y = flat @ weight.T if bias is None else torch.addmm(bias, flat, weight.T)  # (N, out)
+        low = flat @ lora_a.T  # (N, r)
+        y.addmm_(low, lora_b.T, alpha=scale)
+        ctx.save_for_backward(flat, low, weight, lora_a, lora_b)
+        ctx.scale = scale
+        ctx.x_shape = x.shape
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        flat, low, weight, lora_a, lora_b = ctx.saved_tensors
+        grad = grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1])  # (N, out)
+        grad_low = grad @ lora_b  # (N, r)
+        grad_a = torch.mm(grad_low.T, flat).mul_(ctx.scale)
+        grad_b = torch.mm(grad.T, low).mul_(ctx.scale)
+        grad_x = None
+        if ctx.needs_input_grad[0]:  # the lowest adapted layer needs none
+            grad_x = (grad @ weight).addmm_(grad_low, lora_a, alpha=ctx.scale).view(ctx.x_shape)
+        return grad_x, None, None, grad_a, grad_b, None
+
+
+def fused_lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor,
+                      scale: float) -> Tensor:
+    """x Wᵀ + b + scale (x Aᵀ) Bᵀ, differentiable in x, A and B.
+
+    Args:
+        x: (..., in).
+        weight: (out, in), frozen.
+        bias: (out,) or None, frozen.
+        lora_a: (r, in).
+        lora_b: (out, r).
+        scale: alpha / r.
+    """
+    result = _FusedLoraLinear.apply(x, weight, bias, lora_a, lora_b, scale)
+    assert isinstance(result, Tensor)
+    return result

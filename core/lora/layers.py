@@ -1,0 +1,104 @@
+"""The LoRA layer: a frozen linear map with a trained low-rank update beside it.
+
+    h = W x + (alpha / rank) B A x          (arXiv 2106.09685, section 4.1)
+
+A is drawn at random and B is zero, so the update is zero at the start.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from core.lora.fused import fused_lora_linear
+
+
+class LoraLayer(nn.Module):
+    """Wraps one `nn.Linear` or `Conv1D`; only `lora_a` and `lora_b` are trained, in fp32.
+
+    Args:
+        base: the frozen layer; its weight is (out, in), for Conv1D (in, out).
+        rank: inner dimension r.
+        alpha: the update is scaled by alpha / rank.
+        dropout: share of the adapter's input that is dropped in training.
+        generator: draws A, uniform after Kaiming with a = sqrt(5), as the paper's code does.
+
+    Shapes: lora_a (r, in), lora_b (out, r); input (..., in), output (..., out).
+    """
+
+    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0,
+                 generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.base = base
+        self.in_features, self.out_features = linear_shape(base)
+        self.scale = alpha / rank
+        self.dropout = dropout
+        self.enabled = True
+        device = self.weight.device
+        lora_a = torch.empty(rank, self.in_features)
+        # kaiming_uniform_ with a = sqrt(5) is this bound; written out because it must use our generator
+        bound = 1 / math.sqrt(self.in_features)
+        lora_a.uniform_(-bound, bound, generator=generator)
+        self.lora_a = nn.Parameter(lora_a.to(device))
+        self.lora_b = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
+
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight; some models read it past `forward`."""
+        weight = self.base.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The frozen bias, if there is one."""
+        bias = self.base.bias
+        assert bias is None or isinstance(bias, Tensor)
+        return bias
+
+    @property
+    def rank(self) -> int:
+        """Inner dimension r."""
+        return self.lora_a.shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out), in the dtype of the base."""
+        if not self.enabled:
+            return self.base(x)
+        dropping = self.training and self.dropout > 0
+        if not dropping and x.dtype == self.weight.dtype == self.lora_a.dtype and torch.is_grad_enabled():
+            weight = self.weight.T if isinstance(self.base, Conv1D) else self.weight
+            return fused_lora_linear(x, weight, self.bias, self.lora_a, self.lora_b, self.scale)
+        return self._plain_forward(x, dropping)
+
+    def _plain_forward(self, x: Tensor, dropping: bool) -> Tensor:
+        update = x.to(self.lora_a.dtype)  # the adapter computes in fp32 over a 16-bit base
+        if dropping:
+            update = F.dropout(update, self.dropout)
+        update = F.linear(F.linear(update, self.lora_a), self.lora_b)
+        result = self.base(x)
+        return result + (self.scale * update).to(result.dtype)
+
+    @torch.no_grad()
+    def delta(self) -> Tensor:
+        """(alpha / rank) B A as (out, in) in fp32, whatever the orientation of the base's weight."""
+        return self.scale * (self.lora_b.float() @ self.lora_a.float())
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows of this layer."""
+        return f"rank={self.rank}, scale={self.scale:g}, dropout={self.dropout:g}"
+
+
+def linear_shape(layer: nn.Module) -> tuple[int, int]:
+    """(in_features, out_features) of an `nn.Linear` or `Conv1D`.
+
+    Raises:
+        TypeError: any other layer.
+    """
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    if isinstance(layer, Conv1D):
+        return layer.weight.shape[0], layer.weight.shape[1]
+    raise TypeError(f"LoRA needs a linear layer, not {type(layer).__name__}")
