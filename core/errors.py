@@ -11,12 +11,14 @@ class CoreError(Exception):
     Args:
         message: what is wrong and where (file and line where there is one).
         hint: what to do about it; may be empty.
+        details: technical text for the report (an exit code, the end of a log); may be empty.
     """
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", details: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.details = details
 
 
 class Cancelled(CoreError):
@@ -59,7 +61,7 @@ def describe(error: BaseException) -> Description:
     """Put any exception into words. The traceback goes to `details`, never to `message`."""
     details = "".join(traceback.format_exception(error))
     if isinstance(error, CoreError):
-        return Description(error.message, error.hint, details)
+        return Description(error.message, error.hint, f"{error.details}\n{details}" if error.details else details)
     if isinstance(error, OSError):
         return Description(*_describe_os_error(error), details)
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():

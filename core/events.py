@@ -10,9 +10,11 @@ import math
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter
+
+from core.errors import Cancelled, describe
 
 Outcome = Literal["finished", "stopped"]
 
@@ -292,11 +294,18 @@ class Result:
 
 @dataclass(frozen=True)
 class Failed:
-    """The job ended by an error."""
+    """The job ended by an error, or because the person stopped it (`cancelled`)."""
 
     message: str
     hint: str = ""
     details: str = ""
+    cancelled: bool = False
+
+    @classmethod
+    def of(cls, error: BaseException) -> Self:
+        """The event for what a job raised."""
+        words = describe(error)
+        return cls(words.message, words.hint, words.details, isinstance(error, Cancelled))
 
 
 Event = (

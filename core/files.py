@@ -124,6 +124,12 @@ def _cut_torn_line(file: IO[bytes]) -> None:
     file.seek(0, os.SEEK_END)
 
 
+def open_log(path: Path) -> IO[bytes]:
+    """A new log file, readable by its owner only, for the output of a child process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab", buffering=0)
+
+
 @contextlib.contextmanager
 def exclusive_lock(path: Path, busy_message: str) -> Iterator[None]:
     """Hold a lock file; the system frees it when the process dies.
@@ -134,7 +140,8 @@ def exclusive_lock(path: Path, busy_message: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        # `is_locked` of another program holds the lock for an instant: that must not refuse this one
+        lock.acquire(timeout=0.5)
     except Timeout:
         raise CoreError(busy_message, "Wait for it, or stop it in the window that runs it.") from None
     try:

@@ -71,12 +71,20 @@ class RunFolder:
         """Write run.toml."""
         files.write_text(self.config_path, dump_config(config))
 
-    def read_events(self) -> Iterator[events.Event]:
-        """The log from its beginning; a torn last line is left out, a damaged one is skipped."""
+    def read_events(self, end: int | None = None) -> Iterator[events.Event]:
+        """The log from its beginning; a torn last line is left out, a damaged one is skipped.
+
+        Args:
+            end: read only so many bytes of the log; None is all of it.
+        """
         if not self.events_path.exists():
             return
+        position = 0
         with open(self.events_path, "rb") as log:
             for line in log:
+                position += len(line)
+                if end is not None and position > end:
+                    return
                 if line.endswith(b"\n"):
                     with contextlib.suppress(ValueError):  # one bad line must not hide a whole run
                         yield events.from_json(line)
