@@ -22,14 +22,18 @@ TEMPORARY_SUFFIX = ".tmp"
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to; on success it replaces `path`, on error it is removed."""
+def atomic_path(path: Path, mode: int | None = None) -> Iterator[Path]:
+    """Give a temporary path to write to; on success it replaces `path`, on error it is removed.
+
+    `mode` sets the permissions (0o600 for secrets) before it gets its name; None: as the umask says.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
+        os.chmod(temporary, mode if mode is not None else 0o666 & ~_umask())  # mkstemp makes it private
         sync_file(temporary)
         os.replace(temporary, path)
     except BaseException:
@@ -67,9 +71,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
     """Write a whole file; `mode` sets its permissions (0o600 for secrets) before it gets its name."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, mode) as temporary:
         temporary.write_bytes(content)
-        os.chmod(temporary, mode if mode is not None else 0o666 & ~_umask())
 
 
 def write_text(path: Path, text: str, mode: int | None = None) -> None:
