@@ -186,7 +186,8 @@ def load_config(path: Path) -> RunConfig:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"The run file {path} does not exist.", "`lora-workbench init RUN.toml` writes one.") from None
+        raise ConfigError(
+            f"The run file {path} does not exist.", "`lora-workbench init RUN.toml` writes one.") from None
     except IsADirectoryError:
         raise ConfigError(f"{path} is a folder, not a run file.", "Name the run.toml inside it.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -33,9 +33,9 @@ def atomic_path(path: Path, mode: int | None = None) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        os.chmod(temporary, mode if mode is not None else 0o666 & ~_umask())  # mkstemp makes it private
+        temporary.chmod(mode if mode is not None else 0o666 & ~_umask())  # mkstemp makes it private
         sync_file(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -61,12 +61,28 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for folder in [item for item in temporary.rglob("*") if item.is_dir()]:
             sync_folder(folder)
         sync_folder(temporary)
-        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp makes it private
-        os.replace(temporary, path)
+        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+        temporary.replace(path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """As `atomic_folder`, but an older folder at `path` stays until the new one is whole."""
+    fresh = path.with_name(f".{path.name}.new{TEMPORARY_SUFFIX}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    with atomic_folder(fresh) as temporary:
+        yield temporary
+    old = path.with_name(f".{path.name}.old{TEMPORARY_SUFFIX}")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.replace(old)
+    fresh.replace(path)
+    sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes, mode: int | None = None) -> None:
@@ -85,7 +101,7 @@ class AppendWriter:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: IO[bytes] = open(path, "ab+")
+        self._file: IO[bytes] = open(path, "ab+")  # noqa: SIM115 - closed by close()
         _cut_torn_line(self._file)
 
     def write_line(self, text: str, *, durable: bool = False) -> None:

@@ -1,0 +1,1 @@
+"""Datasets: bytes to rows, rows to conversations, conversations to tokens."""

@@ -1,0 +1,1 @@
+"""The child process that works, and the client that talks to it."""

@@ -1,0 +1,1 @@
+"""Merged models, adapters for others, and the proof that they are right."""

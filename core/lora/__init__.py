@@ -1,0 +1,1 @@
+"""LoRA: layers, injection, adapter files."""

@@ -112,6 +112,18 @@ def save_adapter(folder: Path, model: nn.Module, adapter: LoraConfig, base_name:
                       peft_config(model, adapter, base_name), origin or {})
 
 
+def copy_adapter(source: Path, folder: Path, save_dtype: str) -> None:
+    """Write the adapter in `source` again as `folder`, in another number type; replaces an older one whole."""
+    adapter = read_adapter(source)
+    dtype = _TORCH_DTYPES[save_dtype]
+    tensors = {}
+    for module, pair in adapter.pairs.items():
+        tensors[f"{_PREFIX}{module}.lora_A.weight"] = pair.lora_a.to(dtype)
+        tensors[f"{_PREFIX}{module}.lora_B.weight"] = pair.lora_b.to(dtype)
+    with files.replaced_folder(folder) as temporary:
+        write_adapter(temporary, tensors, adapter.config, adapter.origin)
+
+
 def read_adapter(folder: Path) -> AdapterFile:
     """Read and check an adapter folder in PEFT layout.
 
@@ -210,6 +222,7 @@ def load_adapter(folder: Path, model: nn.Module) -> AdapterFile:
     for module, pair in adapter.pairs.items():
         rank = pair.lora_a.shape[0]
         layer = wrap(model, module, rank, pair.scale * rank, float(adapter.config.get("lora_dropout") or 0.0))
+        layer.scale = pair.scale  # not through alpha and back, which may round
         with torch.no_grad():
             layer.lora_a.copy_(pair.lora_a)
             layer.lora_b.copy_(pair.lora_b)

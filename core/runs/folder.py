@@ -89,6 +89,11 @@ class RunFolder:
                     with contextlib.suppress(ValueError):  # one bad line must not hide a whole run
                         yield events.from_json(line)
 
+    def rewind(self, step: int) -> None:
+        """Drop from the log what came after `step`, so that a resumed run leaves no step twice."""
+        kept = [event for event in self.read_events() if _is_before(event, step)]
+        files.write_text(self.events_path, "".join(events.to_json(event) + "\n" for event in kept))
+
     def state(self) -> RunState:
         """What became of the run, from its lock and the end of its log."""
         if files.is_locked(self.lock_path):
@@ -122,6 +127,12 @@ class RunFolder:
                 with contextlib.suppress(OSError):
                     log.write_line(events.to_json(events.Failed(words.message, words.hint, words.details)))
                 raise
+
+
+def _is_before(event: events.Event, step: int) -> bool:
+    if isinstance(event, events.StepDone | events.Evaluated | events.CheckpointSaved):
+        return event.step <= step
+    return not isinstance(event, events.Finished | events.Failed | events.Result)
 
 
 def new_run_path(name: str = "", root: Path | None = None) -> Path:

@@ -1,0 +1,156 @@
+"""Checkpoints: everything that a run needs to go on as if nothing had happened.
+
+A checkpoint folder holds the adapter in fp32 (PEFT layout), the optimizer's moments and the random
+generators as safetensors, the position in state.json, and manifest.json with size and SHA-256 of
+each file. Nothing is pickled.
+"""
+
+import errno
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from core import files
+from core.errors import CoreError
+from core.lora.adapter_file import adapter_tensors, peft_config, read_adapter, write_adapter
+from core.lora.inject import lora_layers
+from core.runs.folder import RunFolder
+from core.training.setup import Setup
+
+MANIFEST_NAME = "manifest.json"
+_OPTIMIZER_NAME = "optimizer.safetensors"
+_STATE_NAME = "state.json"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class Position:
+    """How far a run is: steps done and the best validation loss so far."""
+
+    step: int = 0
+    best_step: int = 0
+    best_loss: float | None = None
+
+
+def save_checkpoint(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, position: Position) -> Path:
+    """Write the checkpoint of `position.step`, whole or not at all.
+
+    Raises:
+        CoreError: the disk is full; says how much is needed.
+    """
+    folder = run.checkpoint(position.step)
+    needed = 3 * setup.adapter_bytes  # the adapter and two moments of the same size
+    try:
+        with files.replaced_folder(folder) as temporary:
+            base = str(setup.model_path)
+            write_adapter(temporary, adapter_tensors(setup.model),
+                          peft_config(setup.model, setup.config.adapter, base), setup.origin)
+            with files.atomic_path(temporary / _OPTIMIZER_NAME) as file:
+                save_file(_optimizer_tensors(setup, optimizer) | _random_states(), file)
+            files.write_text(temporary / _STATE_NAME, json.dumps(asdict(position)))
+            _write_manifest(temporary)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CoreError(
+            f"The disk is full: the checkpoint of step {position.step} needs about {needed:,} bytes, "
+            f"{files.free_bytes(folder):,} are free.",
+            "Free some space, then continue the run; the checkpoints before this one are kept.") from error
+    return folder
+
+
+def _optimizer_tensors(setup: Setup, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {}
+    for name, parameter in _parameters(setup).items():
+        state = optimizer.state.get(parameter)
+        if state:
+            for moment in _MOMENTS:
+                tensors[f"{name}.{moment}"] = state[moment].detach().cpu().contiguous()
+            tensors[f"{name}.step"] = torch.as_tensor(state["step"]).detach().cpu().reshape(1).clone()
+    return tensors
+
+
+def _parameters(setup: Setup) -> dict[str, torch.nn.Parameter]:
+    return {f"{name}.{side}": getattr(layer, side)
+            for name, layer in lora_layers(setup.model).items() for side in ("lora_a", "lora_b")}
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"random.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"random.cuda.{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    if torch.backends.mps.is_available():
+        states["random.mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def _write_manifest(folder: Path) -> None:
+    entries = {path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+               for path in sorted(folder.iterdir())}
+    files.write_text(folder / MANIFEST_NAME, json.dumps(entries, indent=2) + "\n")
+
+
+def damage(folder: Path) -> str:
+    """What is wrong with a checkpoint folder, naming the file; "" where it is whole."""
+    try:
+        entries = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        for name, entry in entries.items():
+            path = folder / Path(name).name
+            if path.stat().st_size != entry["bytes"] or files.sha256(path) != entry["sha256"]:
+                return f"{path} is not what was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{folder / MANIFEST_NAME} can not be used ({type(error).__name__})"
+    return ""
+
+
+def newest_valid(run: RunFolder) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, and what is wrong with the newer ones.
+
+    Raises:
+        CoreError: there are checkpoints, and all of them are damaged.
+    """
+    problems = []
+    for folder in reversed(run.checkpoint_folders()):
+        problem = damage(folder)
+        if not problem:
+            return folder, problems
+        problems.append(problem)
+    if problems:
+        raise CoreError(f"No checkpoint of {run.path.name} is whole: {problems[0]}.",
+                        "Nothing was deleted. Repeat the run from its settings.")
+    return None, problems
+
+
+def restore_checkpoint(folder: Path, setup: Setup, optimizer: torch.optim.Optimizer) -> Position:
+    """Put adapter, optimizer and random generators back as they were; returns where the run was."""
+    pairs = read_adapter(folder).pairs
+    with torch.no_grad():
+        for name, layer in lora_layers(setup.model).items():
+            layer.lora_a.copy_(pairs[name].lora_a)
+            layer.lora_b.copy_(pairs[name].lora_b)
+    tensors = load_file(folder / _OPTIMIZER_NAME)
+    for name, parameter in _parameters(setup).items():
+        if f"{name}.step" in tensors:
+            state: dict[str, Any] = {moment: tensors[f"{name}.{moment}"].to(parameter.device) for moment in _MOMENTS}
+            optimizer.state[parameter] = state | {"step": tensors[f"{name}.step"].reshape(())}
+    torch.set_rng_state(tensors["random.cpu"])
+    if torch.cuda.is_available() and "random.cuda.0" in tensors:
+        states = [tensors[key] for key in sorted(tensors) if key.startswith("random.cuda.")]
+        if len(states) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(states)
+    if torch.backends.mps.is_available() and "random.mps" in tensors:
+        torch.mps.set_rng_state(tensors["random.mps"])
+    return Position(**json.loads((folder / _STATE_NAME).read_text(encoding="utf-8")))
+
+
+def prune_checkpoints(run: RunFolder, keep: int, best_step: int) -> None:
+    """Remove old checkpoints; the `keep` newest and the best stay. Called after a save has succeeded."""
+    for folder in run.checkpoint_folders()[:-keep]:
+        if folder != run.checkpoint(best_step):
+            shutil.rmtree(folder)

@@ -1,0 +1,212 @@
+"""Training, from the first event to the last, in the order in which it runs."""
+
+import contextlib
+import math
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import psutil
+import torch
+
+from core.config import RunConfig
+from core.control import Control
+from core.data.batching import step_rows
+from core.errors import CoreError
+from core.events import (
+    CheckpointSaved,
+    Evaluated,
+    Event,
+    Finished,
+    Outcome,
+    Planned,
+    Result,
+    Started,
+    StepDone,
+    Warned,
+)
+from core.files import require_writable
+from core.jobs import Resume, Train
+from core.lora.adapter_file import copy_adapter
+from core.lora.inject import lora_layers
+from core.models.library import resolve
+from core.runs.folder import RunFolder, new_run_path
+from core.training.checkpoint import Position, newest_valid, prune_checkpoints, restore_checkpoint, save_checkpoint
+from core.training.evaluate import validation_loss
+from core.training.schedule import learning_rate_at, steps_per_epoch, total_steps
+from core.training.segments import segmented_attention
+from core.training.setup import Setup, prepare, started_now
+
+_MOST_SKIPPED_STEPS = 5
+
+
+def train(job: Train, control: Control) -> Iterator[Event]:
+    """Train a new run.
+
+    Raises:
+        CoreError: a problem that the person can mend, before the run starts or where it stopped.
+    """
+    resolve(job.config.model.path)  # a wrong model is refused before a folder is made
+    if not job.config.data.train:
+        raise CoreError("No training data is chosen.", "Choose a file on the Data page or set data.train.")
+    for file in job.config.data.train:
+        if not Path(file).is_file():
+            raise CoreError(f"The training file {file} does not exist.", "Choose it again.")
+    run = RunFolder(job.run_dir or new_run_path())
+    if run.events_path.exists():
+        raise CoreError(f"The folder {run.path} holds a run already.", "Resume it, or choose another folder.")
+    require_writable(run.path)
+    with run.locked():
+        run.write_config(job.config)
+        yield from run.record(_run(run, job.config, control, None))
+
+
+def resume(job: Resume, control: Control) -> Iterator[Event]:
+    """Go on from the newest whole checkpoint, or from the beginning where none was written yet."""
+    run = RunFolder(job.run_dir)
+    config = run.config()
+    with run.locked():
+        if any(isinstance(event, Finished) and event.outcome == "finished" for event in run.read_events()):
+            raise CoreError(f"The run {run.path.name} is finished already.", "Repeat it with more epochs instead.")
+        checkpoint, problems = newest_valid(run)
+        run.rewind(int(checkpoint.name.removeprefix("step-")) if checkpoint else 0)
+        yield from run.record(_run(run, config, control, checkpoint, problems))
+
+
+def _run(run: RunFolder, config: RunConfig, control: Control, checkpoint: Path | None,
+         problems: list[str] | None = None) -> Iterator[Event]:
+    now, pid = started_now()
+    yield Started("Resume" if checkpoint else "Train", run.path, now, pid)
+    for problem in problems or []:
+        yield Warned(f"A newer checkpoint was passed over: {problem}.", "Nothing was deleted.")
+    torch.manual_seed(config.training.seed)
+    setup = yield from prepare(config, control)
+    run.write_config(setup.config)
+    parameters = [item for item in setup.model.parameters() if item.requires_grad]
+    training = setup.config.training
+    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+    position = restore_checkpoint(checkpoint, setup, optimizer) if checkpoint else Position()
+    total = total_steps(training, len(setup.train))
+    yield Planned(total, len(setup.train), len(setup.validation), setup.trainable_parameters,
+                  setup.origin["base_parameters"], setup.adapter_bytes, training.device, training.dtype,
+                  training.packing == "on", position.step)
+    started = time.perf_counter()
+    with segmented_attention(setup.model) if training.packing == "on" else contextlib.nullcontext():
+        outcome = yield from _steps(run, setup, optimizer, position, total, control)
+    best = position.best_step if position.best_loss is not None else position.step
+    copy_adapter(run.checkpoint(best), run.adapter, setup.config.adapter.save_dtype)
+    yield Finished(outcome, run.adapter)
+    yield Result({"run_dir": str(run.path), "adapter": str(run.adapter), "outcome": outcome,
+                  "steps": position.step, "adapter_step": best, "validation_loss": position.best_loss,
+                  "train_seconds": time.perf_counter() - started})
+
+
+def _steps(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, position: Position, total: int,
+           control: Control) -> Generator[Event, None, Outcome]:
+    """The steps from `position` to `total`; returns the outcome."""
+    training = setup.config.training
+    skipped = 0
+    _train_mode(setup)
+    while position.step < total:
+        done = _one_step(setup, optimizer, position.step, total, control)
+        if done is None:
+            break
+        position.step += 1
+        yield done
+        finite = math.isfinite(done.loss) and math.isfinite(done.grad_norm)
+        skipped = 0 if finite else skipped + 1
+        if not finite:
+            yield Warned(f"Step {done.step} was left out: its {_not_finite(done)} is not a finite number.",
+                         "If this goes on, lower the learning rate.")
+        if skipped == _MOST_SKIPPED_STEPS:
+            raise CoreError(f"{skipped} steps in a row gave no finite loss; the run was stopped.",
+                            "Lower the learning rate or train in fp32; the last checkpoint is good.")
+        last = position.step == total
+        if setup.validation and _due(position.step, training.evaluate_every, last):
+            yield from _evaluate(setup, position, control)
+        if _due(position.step, training.checkpoint_every, last) or control.take_checkpoint_request() \
+                or position.best_step == position.step:
+            yield from _checkpoint(run, setup, optimizer, position)
+    if position.step < total and not run.checkpoint(position.step).exists():
+        yield from _checkpoint(run, setup, optimizer, position)
+    return _outcome(position.step < total)
+
+
+def _outcome(stopped: bool) -> Outcome:
+    return "stopped" if stopped else "finished"
+
+
+def _due(step: int, every: int, last: bool) -> bool:
+    return last or (every > 0 and step % every == 0)
+
+
+def _not_finite(done: StepDone) -> str:
+    return "gradient" if math.isfinite(done.loss) else "loss"
+
+
+def _train_mode(setup: Setup) -> None:
+    """Only the adapter's own dropout is on; the frozen base computes as it will when it is used."""
+    setup.model.eval()
+    for layer in lora_layers(setup.model).values():
+        layer.train()
+        layer.base.eval()
+
+
+def _one_step(setup: Setup, optimizer: torch.optim.Optimizer, step: int, total: int,
+              control: Control) -> StepDone | None:
+    """One optimizer step over batch_size x gradient_accumulation rows; None where a stop came in between.
+
+    The summed loss is divided by the supervised tokens of the whole step, so neither the split into
+    batches nor their lengths change the gradient.
+    """
+    started = time.perf_counter()
+    training = setup.config.training
+    chosen = step_rows(step, len(setup.train), training.batch_size * training.gradient_accumulation, training.seed)
+    rows = [setup.train[index] for index in chosen]
+    supervised = sum(int(row.supervised.sum()) for row in rows)
+    loss, tokens = 0.0, 0
+    optimizer.zero_grad()
+    for first in range(0, len(rows), training.batch_size):
+        for batch in setup.batches(rows[first:first + training.batch_size]):
+            control.wait_while_paused()
+            if control.stop_requested:
+                return None
+            summed = setup.summed_loss(setup.model, batch.to(setup.device))
+            (summed / supervised).backward()
+            loss += float(summed.detach()) / supervised
+            tokens += batch.tokens
+    grad_norm = _clip(optimizer, training.max_grad_norm)
+    rate = learning_rate_at(step, total, training)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    if math.isfinite(loss) and math.isfinite(grad_norm):
+        optimizer.step()
+    return StepDone(step + 1, (step + 1) / steps_per_epoch(training, len(setup.train)), loss, rate, grad_norm,
+                    tokens, supervised, time.perf_counter() - started, psutil.Process().memory_info().rss,
+                    torch.cuda.max_memory_allocated(setup.device) if setup.device.type == "cuda" else 0)
+
+
+def _clip(optimizer: torch.optim.Optimizer, largest: float) -> float:
+    """Shorten the gradient to `largest` (0: leave it); returns its norm before."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return float(torch.nn.utils.clip_grad_norm_(parameters, largest or math.inf))
+
+
+def _evaluate(setup: Setup, position: Position, control: Control) -> Iterator[Event]:
+    started = time.perf_counter()
+    loss = validation_loss(setup, control)
+    if loss is None:
+        return
+    best = math.isfinite(loss) and (position.best_loss is None or loss < position.best_loss)
+    if best:
+        position.best_loss, position.best_step = loss, position.step
+    tokens = sum(len(row.input_ids) for row in setup.validation)
+    yield Evaluated(position.step, loss, tokens, time.perf_counter() - started, best)
+
+
+def _checkpoint(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, position: Position) -> Iterator[Event]:
+    started = time.perf_counter()
+    folder = save_checkpoint(run, setup, optimizer, position)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    yield CheckpointSaved(position.step, folder, size, time.perf_counter() - started)
+    prune_checkpoints(run, setup.config.training.keep_checkpoints, position.best_step)

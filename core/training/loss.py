@@ -1,0 +1,99 @@
+"""Cross-entropy where there is a label, without ever holding all logits at once.
+
+The output head is frozen, so its weight needs no gradient: each chunk's logits are turned into the
+gradient of the hidden states while they are there, and are then gone.
+"""
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from core.data.batching import Batch
+
+CHUNK_LOGITS = 16 * 2**20  # numbers held at once: 64 MB in fp32
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor,
+                softcap: float | None) -> Tensor:
+        rows = max(1, CHUNK_LOGITS // weight.shape[0])
+        total = hidden.new_zeros((), dtype=torch.float32)
+        grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(labels), rows):
+            part = slice(start, start + rows)
+            logits = F.linear(hidden[part], weight, bias).float()  # (rows, V)
+            if softcap is not None:
+                logits.div_(softcap).tanh_().mul_(softcap)
+            slope = None if softcap is None or grad is None else 1 - (logits / softcap).square()
+            log_sum = torch.logsumexp(logits, dim=-1)
+            total += (log_sum - logits.gather(1, labels[part, None])[:, 0]).sum()
+            if grad is None:
+                continue
+            # d loss / d logits = softmax - one_hot, written over the logits
+            logits.sub_(log_sum[:, None]).exp_()
+            logits.scatter_add_(1, labels[part, None], logits.new_full((len(logits), 1), -1.0))
+            if slope is not None:
+                logits.mul_(slope)
+            grad[part] = logits.to(weight.dtype) @ weight
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return grad * grad_outputs[0].to(grad.dtype), None, None, None, None
+
+
+def chunked_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor,
+                          softcap: float | None = None) -> Tensor:
+    """Summed cross-entropy of `softcap·tanh(hidden Wᵀ + b)/softcap` against `labels`, in fp32.
+
+    Args:
+        hidden: (S, d) states that predict.
+        weight: (V, d), frozen.
+        bias: (V,) or None, frozen.
+        labels: (S,) token ids.
+        softcap: bound of the logits (Gemma 2), or None.
+    """
+    result = _ChunkedCrossEntropy.apply(hidden, weight, bias, labels, softcap)
+    assert isinstance(result, Tensor)
+    return result
+
+
+class SummedLoss(Protocol):
+    """Summed loss over the supervised tokens of a batch; divided by their number it is the loss we show."""
+
+    def __call__(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """The loss as a scalar in fp32."""
+        ...
+
+
+def direct_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The loss through the model's own forward pass: right for every family, holds all logits."""
+    logits = model(**_model_inputs(batch)).logits  # (B, T, V)
+    chosen = logits.flatten(0, 1)[batch.predicting].float()
+    return F.cross_entropy(chosen, batch.labels, reduction="sum")
+
+
+def chunked_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """The loss through the body of the model and a chunked head, only where a token is supervised."""
+    hidden = model.base_model(**_model_inputs(batch)).last_hidden_state  # (B, T, d)
+    head = model.get_output_embeddings()
+    assert isinstance(head, nn.Linear)
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    chosen = hidden.flatten(0, 1)[batch.predicting]
+    return chunked_cross_entropy(chosen, head.weight, head.bias, batch.labels, softcap)
+
+
+def _model_inputs(batch: Batch) -> dict[str, Any]:
+    inputs: dict[str, Any] = {
+        "input_ids": batch.input_ids, "position_ids": batch.position_ids,
+        "attention_mask": batch.attention_mask, "use_cache": False,
+    }
+    if batch.boundaries:
+        inputs["boundaries"] = batch.boundaries
+    return inputs

@@ -1,0 +1,83 @@
+"""Attention over rows that are packed end to end: each row sees itself and nothing else.
+
+Registered with transformers as one more attention implementation. It costs the sum of the rows'
+own squares, where a block-diagonal mask would cost the square of the whole pack.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+NAME = "packed_segments"
+
+
+def packed_segments(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None,
+    softcap: float | None = None, boundaries: tuple[int, ...] = (), **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each segment.
+
+    Args:
+        query: (1, heads, T, head_dim).
+        key, value: (1, key_value_heads, T, head_dim).
+        boundaries: start of every segment and the end of the last.
+
+    Returns:
+        (1, T, heads, head_dim) and None, as transformers expects.
+
+    Raises:
+        NotImplementedError: a kind of attention that is not handled here; the caller then pads instead.
+    """
+    if not boundaries or kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
+        raise NotImplementedError("this attention can not be computed in segments")
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    outputs = []
+    for start, end in itertools.pairwise(boundaries):
+        part = slice(start, end)
+        q, k, v = query[:, :, part], key[:, :, part], value[:, :, part]
+        outputs.append(_attend(q, k, v, scaling, sliding_window, softcap))
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None,
+            softcap: float | None) -> Tensor:
+    length = q.shape[2]
+    if softcap is None and (window is None or length <= window):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+    positions = torch.arange(length, device=q.device)
+    distance = positions[:, None] - positions[None, :]  # (length, length)
+    allowed = distance >= 0
+    if window is not None:
+        allowed &= distance < window
+    if softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, scale=scaling)
+    scores = (q @ k.transpose(2, 3)) * (scaling if scaling is not None else q.shape[-1] ** -0.5)
+    scores = softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill(~allowed, -torch.inf).softmax(dim=-1, dtype=torch.float32)
+    return weights.to(v.dtype) @ v
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """The segments say who sees whom, so transformers need not build a mask."""
+
+
+@contextlib.contextmanager
+def segmented_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, `model` takes packed rows; call it with `boundaries=` and without an attention mask."""
+    AttentionInterface.register(NAME, packed_segments)
+    AttentionMaskInterface.register(NAME, _no_mask)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

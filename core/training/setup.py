@@ -1,0 +1,137 @@
+"""Everything before the first step: model, adapter, rows, and the way the loss is computed."""
+
+import os
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from core.config import RunConfig
+from core.control import Control
+from core.data.batching import Batch, pack, pad
+from core.data.prepare import prepare_rows
+from core.data.template import EncodedRow
+from core.errors import CoreError
+from core.events import Event, Note, Progress
+from core.lora.inject import inject, lora_layers
+from core.models.inspect import read_card
+from core.models.library import resolve
+from core.models.load import load_model, load_tokenizer, resolve_device, resolve_dtype
+from core.training.loss import SummedLoss, chunked_loss, direct_loss
+from core.training.segments import segmented_attention
+
+_DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+_PROBE_ROWS = 3
+_PROBE_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run that is ready to train. `config` has every `auto` resolved."""
+
+    config: RunConfig
+    model: PreTrainedModel
+    model_path: Path
+    device: torch.device
+    train: Sequence[EncodedRow]
+    validation: Sequence[EncodedRow]
+    summed_loss: SummedLoss
+    batches: Callable[[Sequence[EncodedRow]], list[Batch]]
+    origin: dict[str, Any]
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Numbers in A and B."""
+        return sum(layer.lora_a.numel() + layer.lora_b.numel() for layer in lora_layers(self.model).values())
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Size of the adapter in fp32."""
+        return 4 * self.trainable_parameters
+
+
+def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup]:
+    """Load the model, put the adapter on, prepare the rows, choose the computing path.
+
+    Raises:
+        CoreError: anything that the person can mend: model, data, targets, device.
+    """
+    path = resolve(config.model.path)
+    yield Progress("Reading the model", 0, 0)
+    card = read_card(path)
+    tokenizer = load_tokenizer(path)
+    prepared = yield from prepare_rows(config.data, tokenizer, config.training.seed, control)
+    device = resolve_device(config.training.device)
+    dtype = resolve_dtype(config.training.dtype, device)
+    yield Progress("Loading the model", 0, 0)
+    model = load_model(path, device, dtype)
+    control.check()
+    total_parameters = sum(parameter.numel() for parameter in model.parameters())
+    inject(model, config.adapter, config.training.seed)
+    loss, batches, packing, reason = choose_path(model, prepared.train, config.training.packing, device)
+    if reason:
+        yield Note(reason)
+    training = config.training.model_copy(update={
+        "device": str(device), "dtype": _DTYPE_NAMES[dtype], "packing": "on" if packing else "off"})
+    origin = {"base_fingerprint": card.fingerprint, "base_name": card.name, "base_path": str(path),
+              "base_origin": card.origin, "base_parameters": total_parameters}
+    return Setup(config.model_copy(update={"training": training}), model, path, device,
+                 prepared.train, prepared.validation, loss, batches, origin)
+
+
+def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str, device: torch.device,
+                ) -> tuple[SummedLoss, Callable[[Sequence[EncodedRow]], list[Batch]], bool, str]:
+    """Use packed rows and the chunked loss where this model computes the same with them.
+
+    A few short rows are run one by one in the plain way and then in the fast way; the sums of the
+    losses must agree. Returns the loss, the batcher, whether rows are packed, and why not.
+    """
+    probe = [_shortened(row) for row in sorted(rows, key=lambda row: len(row.input_ids))[:_PROBE_ROWS]]
+    with torch.no_grad():
+        expected = [_value(direct_loss, model, batch.to(device)) for row in probe for batch in pad([row])]
+        whole = sum(expected)
+        loss: SummedLoss = direct_loss
+        reasons = []
+        if _agrees(lambda: _value(chunked_loss, model, pad(probe)[0].to(device)), whole, model.dtype):
+            loss = chunked_loss
+        else:
+            reasons.append("the output layer of this model is computed the plain way, with more memory")
+        if packing == "off":
+            return loss, pad, False, ""
+        with segmented_attention(model):
+            packed = _agrees(lambda: _value(loss, model, pack(probe)[0].to(device)), whole, model.dtype)
+    if not packed:
+        if packing == "on":
+            raise CoreError("Packing is on, but this model can not keep packed rows apart exactly.",
+                            "Set packing to auto or off.")
+        reasons.append("rows are padded, as packed rows would not be kept apart exactly in this model")
+    return loss, pack if packed else pad, packed, "; ".join(reasons).capitalize()
+
+
+def _shortened(row: EncodedRow) -> EncodedRow:
+    """The last part of a row, which holds supervised tokens, as a short probe."""
+    ids, supervised = row.input_ids[-_PROBE_TOKENS:], row.supervised[-_PROBE_TOKENS:].copy()
+    supervised[0] = False
+    supervised[-1] = len(ids) > 1
+    return EncodedRow(ids, supervised, row.cut, row.index)
+
+
+def _value(loss: SummedLoss, model: PreTrainedModel, batch: Batch) -> float:
+    return float(loss(model, batch))
+
+
+def _agrees(compute: Callable[[], float], expected: float, dtype: torch.dtype) -> bool:
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    try:
+        return abs(compute() - expected) <= tolerance * max(1.0, abs(expected))
+    except (NotImplementedError, AssertionError, AttributeError, TypeError):
+        return False  # a family that lacks what the fast way needs
+
+
+def started_now() -> tuple[float, int]:
+    """Wall clock in seconds since the epoch, and this process's id."""
+    return time.time(), os.getpid()
