@@ -1,0 +1,320 @@
+"""The run that is being put together: its config, what is known of its model and data, its problems."""
+
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from PySide6.QtCore import QObject, QTimer, Signal, Slot
+from PySide6.QtGui import QUndoCommand, QUndoStack
+
+from app.operations import Operation, Operations
+from core.config import RunConfig, field_errors
+from core.estimate import Problem, problems
+from core.events import DataScanned, Failed, ModelCard, ModelInspected, Progress, Result
+from core.jobs import InspectModel, PrepareStarter, ScanData
+
+STARTER = "starter"
+MERGE_SECONDS = 1.0  # changes of one field within this time are one step to undo
+
+
+class Draft(QObject):
+    """Holds one RunConfig and keeps its model card, data scan and problems up to date.
+
+    Pages read the properties and listen to the signals; they change it through `set_value`,
+    `set_values` (both can be undone) and `replace`.
+
+    Signals:
+        config_changed(RunConfig): after every change.
+        card_changed(ModelCard | None): None while the model is not known.
+        scan_changed(DataScanned | None): None while the data is not measured.
+        problems_changed(tuple[Problem, ...]): everything that keeps the run from starting.
+        checking_changed(bool): True while the model or the data is being looked at.
+        model_progress(Progress | None): the starter model is being prepared.
+    """
+
+    config_changed = Signal(object)
+    card_changed = Signal(object)
+    scan_changed = Signal(object)
+    problems_changed = Signal(object)
+    checking_changed = Signal(bool)
+    name_changed = Signal(str)
+    model_progress = Signal(object)
+
+    def __init__(self, operations: Operations, config: RunConfig | None = None, parent: QObject | None = None,
+                 *, debounce_ms: int = 400) -> None:
+        super().__init__(parent)
+        self._operations = operations
+        self._config = config or RunConfig()
+        self._name = ""
+        self._card: ModelCard | None = None
+        self._scan: DataScanned | None = None
+        self._form_errors: dict[str, str] = {}
+        self._failures: dict[str, Problem] = {}  # by the config section that was looked at
+        self._problems: tuple[Problem, ...] = ()
+        self._inspecting = False
+        self._scanning = False
+        self._was_checking = False
+        self._inspected: tuple[object, ...] = ()
+        self._scanned: tuple[object, ...] = ()
+        self.undo_stack = QUndoStack(self)
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(debounce_ms)
+        self._timer.timeout.connect(self._look)
+        self._update_problems()
+
+    @property
+    def config(self) -> RunConfig:
+        """The run as it would be started now."""
+        return self._config
+
+    @property
+    def name(self) -> str:
+        """What the run will be called; "" lets the date name it."""
+        return self._name
+
+    @property
+    def card(self) -> ModelCard | None:
+        """The chosen model, once it was inspected."""
+        return self._card
+
+    @property
+    def scan(self) -> DataScanned | None:
+        """The chosen data, once it was measured with the model's tokenizer."""
+        return self._scan
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What keeps the run from starting, each with the path of its field."""
+        return self._problems
+
+    @property
+    def checking(self) -> bool:
+        """True while the model or the data is still being looked at."""
+        return self._inspecting or self._scanning or self._timer.isActive()
+
+    @property
+    def ready(self) -> bool:
+        """True if the run can be started."""
+        return not self._problems and not self.checking and self._card is not None
+
+    def problems_of(self, section: str) -> list[Problem]:
+        """The problems of one section: "model", "data", "adapter" or "training"."""
+        return [problem for problem in self._problems if problem.field.split(".")[0] == section]
+
+    def value(self, path: str) -> Any:
+        """The value of a field, for example `value("adapter.rank")`."""
+        section, field = path.split(".")
+        return getattr(getattr(self._config, section), field)
+
+    def set_value(self, path: str, value: Any) -> bool:
+        """Change one field as a step that can be undone. False if the value is refused; see `problems`."""
+        return self.set_values({path: value})
+
+    def set_values(self, values: dict[str, Any]) -> bool:
+        """Change several fields as one step. False, and nothing changed, if one is refused."""
+        for path in values:
+            self._form_errors.pop(path, None)
+        try:
+            changed = changed_config(self._config, values)
+        except ValidationError as error:
+            self._form_errors.update(dict(field_errors(error)))
+            self._update_problems()
+            return False
+        if changed != self._config:
+            self.undo_stack.push(_Change(self, self._config, changed, tuple(values)))
+        else:
+            self._update_problems()
+        return True
+
+    def set_error(self, path: str, message: str) -> None:
+        """Mark a field whose text is no value at all; cleared by the next `set_value` of that field."""
+        self._form_errors[path] = message
+        self._update_problems()
+
+    def replace(self, config: RunConfig, name: str = "") -> None:
+        """Take over a whole config (a sample, an opened run file, a repeated run); clears the undo steps."""
+        self._form_errors.clear()
+        self.set_name(name)
+        self.undo_stack.clear()
+        self.apply(config)
+
+    def set_name(self, name: str) -> None:
+        """Name the run; "" lets the date name it."""
+        if name != self._name:
+            self._name = name
+            self.name_changed.emit(name)
+
+    def look_again(self) -> None:
+        """Inspect model and data anew, for example after a file was changed or a model imported."""
+        self._inspected = self._scanned = ()
+        self._failures.clear()
+        self._schedule(0)
+
+    def apply(self, config: RunConfig) -> None:
+        """Set the config without an undo step; used by the steps themselves."""
+        self._config = config
+        self.config_changed.emit(config)
+        if self._model_key() != self._inspected:
+            self._failures.pop("model", None)
+            self._set_card(None)
+        if self._data_key() != self._scanned:
+            self._failures.pop("data", None)
+            self._set_scan(None)
+        self._schedule()
+        self._update_problems()
+
+    def _schedule(self, delay_ms: int | None = None) -> None:
+        if self._model_key() == self._inspected and self._data_key() == self._scanned:
+            self._timer.stop()
+        elif delay_ms is None:
+            self._timer.start()
+        else:
+            self._timer.start(delay_ms)
+        self._report_checking()
+
+    def _model_key(self) -> tuple[object, ...]:
+        return (self._config.model.path,)
+
+    def _data_key(self) -> tuple[object, ...]:
+        data = self._config.data
+        return (self._config.model.path, data.train, data.max_length, data.train_on)
+
+    @Slot()
+    def _look(self) -> None:
+        if self._model_key() != self._inspected:
+            self._inspect()
+        elif self._data_key() != self._scanned:
+            self._measure()
+        self._report_checking()
+
+    def _inspect(self) -> None:
+        self._inspected = self._model_key()
+        self._scanned = ()
+        path = self._config.model.path
+        self._set_card(None)
+        if not path:
+            self._inspecting = False
+            return
+        self._inspecting = True
+        if path == STARTER:
+            (self._operations.work(PrepareStarter(), latest="inspect")
+             .on(Progress, self.model_progress.emit)
+             .on(Result, lambda _: self._ask_card(path))
+             .on(Failed, self._model_failed).start())
+        else:
+            self._ask_card(path)
+
+    def _ask_card(self, path: str) -> None:
+        self.model_progress.emit(None)
+        if path == self._config.model.path:
+            (self._operations.work(InspectModel(path), latest="inspect")
+             .on(ModelInspected, self._model_inspected)
+             .on(Failed, self._model_failed).start())
+
+    def _model_inspected(self, event: ModelInspected) -> None:
+        self._inspecting = False
+        self._set_card(event.card)
+        self._measure()
+        self._update_problems()
+        self._report_checking()
+
+    def _model_failed(self, event: Failed) -> None:
+        self._inspecting = False
+        self._failures["model"] = Problem("model.path", event.message, event.hint)
+        self.model_progress.emit(None)
+        self._update_problems()
+        self._report_checking()
+
+    def _measure(self) -> None:
+        self._scanned = self._data_key()
+        self._set_scan(None)
+        self._scanning = self._card is not None and bool(self._config.data.train)
+        if self._scanning:
+            self._operation: Operation = (
+                self._operations.work(ScanData(self._config), latest="scan")
+                .on(DataScanned, self._data_scanned)
+                .on(Failed, self._data_failed).start())
+
+    def _data_scanned(self, event: DataScanned) -> None:
+        self._scanning = False
+        self._set_scan(event)
+        self._update_problems()
+        self._report_checking()
+
+    def _data_failed(self, event: Failed) -> None:
+        self._scanning = False
+        self._failures["data"] = Problem("data.train", event.message, event.hint)
+        self._update_problems()
+        self._report_checking()
+
+    def _set_card(self, card: ModelCard | None) -> None:
+        if card != self._card:
+            self._card = card
+            self.card_changed.emit(card)
+
+    def _set_scan(self, scan: DataScanned | None) -> None:
+        if scan != self._scan:
+            self._scan = scan
+            self.scan_changed.emit(scan)
+
+    def _report_checking(self) -> None:
+        if self.checking != self._was_checking:
+            self._was_checking = self.checking
+            self.checking_changed.emit(self.checking)
+
+    def _update_problems(self) -> None:
+        form = [Problem(path, message, "") for path, message in self._form_errors.items()]
+        found = (*form, *self._failures.values(), *problems(self._config, self._card, self._scan))
+        if found != self._problems:
+            self._problems = found
+            self.problems_changed.emit(found)
+
+
+def changed_config(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+    """`config` with fields replaced, checked by the models. Raises pydantic's ValidationError."""
+    plain = config.model_dump()
+    for path, value in values.items():
+        section, field = path.split(".")
+        plain[section][field] = value
+    return type(config).model_validate(plain)
+
+
+def suggested_name(config: RunConfig) -> str:
+    """A name for a run on these files: the first file's name without its ending."""
+    return Path(config.data.train[0]).stem if config.data.train else ""
+
+
+class _Change(QUndoCommand):
+    """One step of editing. Typing in one field is one step."""
+
+    def __init__(self, draft: Draft, before: RunConfig, after: RunConfig, paths: tuple[str, ...]) -> None:
+        super().__init__("Change " + ", ".join(path.split(".")[1].replace("_", " ") for path in paths))
+        self._draft = draft
+        self._before = before
+        self.after = after
+        self._paths = paths
+        self._time = time.monotonic()
+
+    def id(self) -> int:
+        """The same for changes of the same fields, so that Qt offers them for merging."""
+        return zlib.crc32("|".join(self._paths).encode()) & 0x7FFFFFFF
+
+    def mergeWith(self, other: QUndoCommand) -> bool:  # noqa: N802
+        """Take over a later change of the same fields."""
+        if not isinstance(other, _Change) or other._time - self._time > MERGE_SECONDS:
+            return False
+        self.after = other.after
+        self._time = other._time
+        self.setObsolete(self.after == self._before)
+        return True
+
+    def undo(self) -> None:
+        """Back to the config before."""
+        self._draft.apply(self._before)
+
+    def redo(self) -> None:
+        """The config after."""
+        self._draft.apply(self.after)
