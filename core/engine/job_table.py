@@ -1,0 +1,77 @@
+"""Which generator does which job. The engine and the command line both run jobs through this table."""
+
+import gc
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+
+from core import jobs
+from core.control import Control
+from core.errors import EngineError
+from core.events import Event, Result
+
+# "module:function", imported when it is first asked for: torch takes seconds to import
+GENERATORS: dict[type, str] = {
+    jobs.Train: "core.training.loop:train",
+    jobs.Resume: "core.training.loop:resume",
+    jobs.ListModels: "core.models.library:list_models_job",
+    jobs.PrepareStarter: "core.models.starter:prepare_starter",
+    jobs.InspectModel: "core.models.inspect:inspect_model",
+    jobs.ImportGguf: "core.models.gguf_import:import_gguf",
+    jobs.DownloadModel: "core.models.hub:download_model",
+    jobs.ScanData: "core.data.scan:scan_dataset",
+    jobs.PreviewRows: "core.data.scan:preview_rows",
+    jobs.Generate: "core.training.generate:generate",
+    jobs.Export: "core.export.export:export",
+}
+
+
+class JobRunner:
+    """Runs any job as its generator of events, and keeps models warm between jobs.
+
+    A generator with a third parameter `warm` is given a dictionary that lives as long as the
+    runner; it keeps loaded models there. `Unload` empties it.
+    """
+
+    def __init__(self) -> None:
+        self._warm: dict[str, object] = {}
+
+    def __call__(self, job: jobs.Job, control: Control) -> Iterator[Event]:
+        """The events of a job; raises what the job raises."""
+        if isinstance(job, jobs.Unload):
+            return self._unload()
+        generator = find_generator(type(job))
+        if "warm" in inspect.signature(generator).parameters:
+            return generator(job, control, warm=self._warm)
+        return generator(job, control)
+
+    def warm_up(self) -> None:
+        """Import what every job needs, so that the first one starts at once."""
+        importlib.import_module("torch")
+        importlib.import_module("transformers")
+
+    def _unload(self) -> Iterator[Event]:
+        self._warm.clear()
+        gc.collect()
+        torch = sys.modules.get("torch")  # nothing to free where it was never imported
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        yield Result({})
+
+
+def run_job(job: jobs.Job, control: Control) -> Iterator[Event]:
+    """The events of one job in this process; raises what the job raises."""
+    return JobRunner()(job, control)
+
+
+def find_generator(kind: type) -> Callable[..., Iterator[Event]]:
+    """The function that does this kind of job.
+
+    Raises:
+        EngineError: no such kind of job.
+    """
+    if kind not in GENERATORS:
+        raise EngineError(f"The engine knows no job {kind.__name__}.")
+    module, name = GENERATORS[kind].split(":")
+    return getattr(importlib.import_module(module), name)
