@@ -1,0 +1,122 @@
+"""A checked model folder becomes a frozen model and a tokenizer. Nothing here runs foreign code."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from core.errors import ModelError
+from core.models.device import machine_facts, resolve_device, resolve_dtype, use_physical_cores
+from core.models.safety import check_model_folder
+
+__all__ = ["load_config", "load_model", "load_tokenizer", "machine_facts", "resolve_device", "resolve_dtype"]
+
+# Keys that could make transformers fetch or choose other code than its own.
+_DROPPED_KEYS = frozenset({"auto_map", "_name_or_path", "attn_implementation", "_attn_implementation",
+                           "experts_implementation", "_experts_implementation"})
+
+
+def load_config(path: Path) -> PretrainedConfig:
+    """The model's config as the class that transformers itself has for its `model_type`.
+
+    Raises:
+        ModelError: unreadable, or of a type that transformers does not know as a language model.
+    """
+    try:
+        values: dict[str, Any] = json.loads((path / "config.json").read_bytes())
+        kind = CONFIG_MAPPING[values["model_type"]]
+        config = kind.from_dict({key: value for key, value in values.items() if key not in _DROPPED_KEYS})
+    except KeyError:
+        raise ModelError(f"The model in {path} is of a kind that this program does not know.",
+                         "Its config.json names a model_type that transformers does not have.") from None
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"The config.json of the model in {path} can not be used: {_first_line(error)}.") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"The model in {path} ({config.model_type}) is not a text-generating language model.",
+                         "Choose a model that continues text, such as Llama, Qwen, Mistral or GPT-2.")
+    return config
+
+
+def attention_implementation(config: PretrainedConfig) -> str:
+    """"sdpa" where the model computes the same with it, else "eager" (Gemma 2 caps its scores)."""
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    return "sdpa" if getattr(model_class, "_supports_sdpa", False) and not capped else "eager"
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder, with its chat template where it has one.
+
+    Raises:
+        ModelError: missing or damaged tokenizer files.
+    """
+    _quiet()
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RecursionError) as error:
+        raise ModelError(f"The tokenizer in {path} can not be read: {_first_line(error)}.",
+                         "Fetch the model again, with all of its tokenizer files.") from error
+    except Exception as error:
+        # the tokenizers library raises bare Exception for a damaged tokenizer.json
+        if type(error) is Exception:
+            raise ModelError(f"The tokenizer in {path} is damaged: {_first_line(error)}.",
+                             "Fetch the model again, with all of its tokenizer files.") from error
+        raise
+
+
+def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a folder, every parameter frozen, in eval mode.
+
+    Args:
+        path: folder in Hugging Face layout; it is checked first.
+        device: where the weights go.
+        dtype: of all weights.
+
+    Raises:
+        ModelError: unsafe, damaged, or weights that are missing or do not fit the config.
+    """
+    check_model_folder(path)
+    config = load_config(path)
+    _quiet()
+    if device.type == "cpu":
+        use_physical_cores()
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    try:
+        model, loading = model_class.from_pretrained(
+            path, config=config, dtype=dtype, attn_implementation=attention_implementation(config),
+            use_safetensors=True, local_files_only=True, output_loading_info=True,
+            device_map=None if device.type == "cpu" else {"": device},
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        if "out of memory" in str(error).lower():
+            raise
+        raise ModelError(f"The weights in {path} do not fit its config.json: {_first_line(error)}.",
+                         "Fetch the model again.") from error
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ModelError(f"The model in {path} lacks {len(missing)} of its weights, the first is {missing[0]}.",
+                         "Fetch the model again, with all of its safetensors files.")
+    return model.requires_grad_(False).eval()
+
+
+def _quiet() -> None:
+    """Progress reaches the person as events, not as bars on a terminal that may not exist."""
+    transformers_logging.disable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300].rstrip(".")
