@@ -192,7 +192,7 @@ def load_config(path: Path) -> RunConfig:
         raise ConfigError(f"{path} is a folder, not a run file.", "Name the run.toml inside it.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"The run file {path} is not valid TOML: {error}.") from None
-    return _absolute_paths(parse_config(values, str(path)), path.resolve().parent)
+    return absolute_paths(parse_config(values, str(path)), path.resolve().parent)
 
 
 def parse_config(values: dict[str, Any], source: str = "The configuration") -> RunConfig:
@@ -254,7 +254,8 @@ def _without_none(table: dict[str, Any]) -> dict[str, Any]:
             for key, value in table.items() if value is not None}
 
 
-def _absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
+def absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
+    """The config with its relative data files, and its model where it is a folder, taken from `folder`."""
     files = tuple(str(folder / file) for file in config.data.train)
     model = config.model.path
     if model and (folder / model).exists():

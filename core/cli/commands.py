@@ -1,0 +1,182 @@
+"""The sub-commands: each is a generator of events that ends with a Result, like the jobs it runs."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+from core import estimate as estimates
+from core import files
+from core.cli.answers import answer_source, converse
+from core.cli.described import describe_adapter, describe_run
+from core.config import DataConfig, ModelConfig, RunConfig, absolute_paths, dump_config, load_config, with_overrides
+from core.control import Control
+from core.engine.job_table import run_job
+from core.errors import CoreError
+from core.events import DataScanned, Event, ModelCard, ModelInspected, ModelsListed, Result
+from core.jobs import (
+    DownloadModel,
+    Export,
+    ImportGguf,
+    InspectModel,
+    ListModels,
+    PrepareStarter,
+    Resume,
+    ScanData,
+    Train,
+)
+from core.models.library import resolve
+from core.models.starter import starter_ready
+from core.paths import RESOURCES
+from core.runs.folder import RunFolder
+
+Command = Callable[[argparse.Namespace, Control], Iterator[Event]]
+
+STARTER = "starter"
+SAMPLE_RUN_FILE = RESOURCES / "samples" / "orders" / "run.toml"
+
+
+def init(options: argparse.Namespace, control: Control) -> Iterator[Event]:
+    """Write a run file: the sample's own, or the defaults with the person's data."""
+    path: Path = options.run_file
+    if path.exists() and not options.force:
+        raise CoreError(f"{path} exists already.", "Choose another name, or add --force to replace it.")
+    if options.data is None:
+        config = load_config(SAMPLE_RUN_FILE)
+    elif options.data.is_file():
+        config = RunConfig(data=DataConfig(train=(str(options.data.resolve()),)))
+    else:
+        raise CoreError(f"The data file {options.data} does not exist.", "Check the path.")
+    config = config.model_copy(update={"model": ModelConfig(path=_model_name(options.model))})
+    files.write_text(path, dump_config(config))
+    yield Result({"path": str(path), "model": config.model.path, "data": list(config.data.train)})
+
+
+def train(options: argparse.Namespace, control: Control) -> Iterator[Event]:
+    """Train as the run file and its overrides say."""
+    config = read_run_file(options)
+    yield from prepare_model(config.model.path, control)
+    yield from run_job(Train(config, options.run_dir), control)
+
+
+def resume(options: argparse.Namespace, control: Control) -> Iterator[Event]:
+    """Go on with a run."""
+    yield from prepare_model(RunFolder(options.run_dir).config().model.path, control)
+    yield from run_job(Resume(options.run_dir), control)
+
+
+def export(options: argparse.Namespace, control: Control) -> Iterator[Event]:
+    """Write the adapter or the merged model, and the receipt."""
+    yield from run_job(Export(options.run_dir, options.to, options.out, options.checkpoint, options.dtype,
+                              options.shard_size, not options.no_receipt), control)
+
+
+def chat(options: argparse.Namespace, control: Control) -> Iterator[Event]:
+    """Answer one prompt, or hold a conversation."""
+    if options.prompt is None and options.json:
+        raise CoreError("With --json a question is needed.", "Add --prompt TEXT.")
+    source = answer_source(options)
+    yield from prepare_model(source.model, control)
+    yield from converse(source, options, control)
+
+
+def inspect(options: argparse.Namespace, control: Control) -> Iterator[Event]:
+    """Tell what a model, a run folder or an adapter is."""
+    path = Path(options.path)
+    if (path / "run.toml").is_file():
+        yield Result(describe_run(RunFolder(path)))
+    elif (path / "adapter_config.json").is_file():
+        yield Result(describe_adapter(path))
+    else:
+        card = yield from model_card(options.path, control)
+        values = {item.name: getattr(card, item.name) for item in dataclasses.fields(card) if item.name != "modules"}
+        yield Result({"kind": "model", **values})
+
+
+def estimate(options: argparse.Namespace, control: Control) -> Iterator[Event]:
+    """Count parameters and memory, and name every problem of the run."""
+    config = read_run_file(options)
+    card = yield from model_card(config.model.path, control)
+    found = estimates.estimate(config, card)
+    yield Result({
+        "trainable_parameters": found.trainable_parameters,
+        "total_parameters": found.total_parameters,
+        "adapter_bytes": found.adapter_bytes,
+        "memory_bytes": found.memory_bytes,
+        "memory": found.memory,
+        "targets": len(found.targets),
+        "assumptions": list(found.assumptions),
+        "problems": [dataclasses.asdict(problem) for problem in estimates.problems(config, card)],
+    })
+
+
+def check_data(options: argparse.Namespace, control: Control) -> Iterator[Event]:
+    """Measure a dataset with the model's tokenizer."""
+    base = RunConfig(model=ModelConfig(path=_model_name(options.model)),
+                     data=DataConfig(train=(str(options.file.resolve()),)))
+    config = with_overrides(base, options.overrides)
+    yield from prepare_model(config.model.path, control)
+    for event in _without_result(run_job(ScanData(config), control)):
+        yield event
+        if isinstance(event, DataScanned):
+            yield Result(dataclasses.asdict(event))
+
+
+def models(options: argparse.Namespace, control: Control) -> Iterator[Event]:
+    """List the models on this machine."""
+    for event in run_job(ListModels(), control):
+        if isinstance(event, ModelsListed):
+            yield Result({"models": [dataclasses.asdict(entry) for entry in event.entries]})
+
+
+def import_model(options: argparse.Namespace, control: Control) -> Iterator[Event]:
+    """Put a GGUF file into the model library."""
+    yield from run_job(ImportGguf(options.file), control)
+
+
+def download(options: argparse.Namespace, control: Control) -> Iterator[Event]:
+    """Fetch a model from the hub into the model library."""
+    yield from run_job(DownloadModel(options.repo_id, options.revision), control)
+
+
+def demo(options: argparse.Namespace, control: Control) -> Iterator[Event]:
+    """The sample task, measured before and after."""
+    from core.demo import demo as run_demo  # noqa: PLC0415 - it needs torch, which the other commands do without
+
+    yield from run_demo(control, options.run_dir)
+
+
+def read_run_file(options: argparse.Namespace) -> RunConfig:
+    """The run file with its overrides; paths in an override are taken from the present folder."""
+    config = load_config(options.run_file)
+    if not options.overrides:
+        return config
+    return absolute_paths(with_overrides(config, options.overrides), Path.cwd())
+
+
+def prepare_model(model: str, control: Control) -> Iterator[Event]:
+    """Make the starter ready if it is the chosen model and was not used before."""
+    if model == STARTER and not starter_ready():
+        yield from _without_result(run_job(PrepareStarter(), control))
+
+
+def model_card(model: str, control: Control) -> Generator[Event, None, ModelCard]:
+    """What is known of a model without loading its weights."""
+    yield from prepare_model(model, control)
+    for event in run_job(InspectModel(model), control):
+        if isinstance(event, ModelInspected):
+            return event.card
+        yield event
+    raise CoreError(f"Nothing could be found out about the model {model}.")
+
+
+def _model_name(model: str) -> str:
+    """`model` as a run file holds it: a name, or the absolute path of a folder. A wrong one is refused."""
+    if model == STARTER:
+        return model
+    folder = resolve(model)
+    return str(folder.resolve()) if Path(model).exists() else model
+
+
+def _without_result(stream: Iterator[Event]) -> Iterator[Event]:
+    return (event for event in stream if not isinstance(event, Result))

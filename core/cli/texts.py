@@ -1,0 +1,121 @@
+"""The results of the sub-commands in words."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from core import words
+from core.cli.screen import ResultText
+
+__all__ = ["ResultText", "chat", "check_data", "demo", "estimate", "export", "init", "inspect", "models", "path",
+           "train"]
+
+
+def init(values: Mapping[str, Any]) -> str:
+    """After `init`: what was written and what comes next."""
+    return (f"{values['path']} is written: it trains {values['model']} on {', '.join(values['data'])}.\n"
+            f"Next: lora-workbench train {values['path']}")
+
+
+def train(values: Mapping[str, Any]) -> str:
+    """After `train` and `resume`: what came out and where it lies."""
+    finished = values["outcome"] == "finished"
+    loss = values.get("validation_loss")
+    lines = [f"{'Finished' if finished else 'Stopped'} after {words.plural(values['steps'], 'step')} "
+             f"in {words.duration(values['train_seconds'])}."]
+    if loss is not None:
+        lines.append(f"The adapter of step {values['adapter_step']:,} is the best: validation loss {loss:.4f}.")
+    lines += [f"Run folder: {values['run_dir']}", f"Adapter:    {values['adapter']}"]
+    following = "chat" if finished else "resume"
+    return "\n".join([*lines, f"Next: lora-workbench {following} {values['run_dir']}"])
+
+
+def demo(values: Mapping[str, Any]) -> str:
+    """After `demo`: the score before and after, and what it cost."""
+    return (f"Exact answers: {words.percent(values['exact_match_before'])} before, "
+            f"{words.percent(values['exact_match_after'])} after "
+            f"{words.duration(values['train_seconds'])} of training "
+            f"({values['tokens_per_second']:,.0f} tokens/s, {words.memory(values['peak_rss_bytes'])} of memory).\n"
+            f"Run folder: {values['run_dir']}\n"
+            f"Next: lora-workbench chat {values['run_dir']}")
+
+
+def export(values: Mapping[str, Any]) -> str:
+    """After `export`: where the files lie; what the receipt says was shown before."""
+    passed = values.get("passed")
+    verdict = {True: "The receipt is good: the files equal what was trained.", None: "No receipt was made.",
+               False: "The files do NOT equal what was trained; do not use them."}[passed]
+    return f"{verdict}\n{values['path']}"
+
+
+def chat(values: Mapping[str, Any]) -> str:
+    """The answer stands on the screen already."""
+    return ""
+
+
+def path(values: Mapping[str, Any]) -> str:
+    """After an import: where the model lies."""
+    return f"{values['name']} is in the model library: {values['path']}"
+
+
+def inspect(values: Mapping[str, Any]) -> str:
+    """What a model, run folder or adapter is, a fact to a line."""
+    return table(_readable(name, value) for name, value in values.items() if value not in (None, "", [], ()))
+
+
+def estimate(values: Mapping[str, Any]) -> str:
+    """Parameters, sizes, memory by part, and the problems."""
+    share = values["trainable_parameters"] / values["total_parameters"] if values["total_parameters"] else 0.0
+    rows = [
+        ("parameters trained", f"{values['trainable_parameters']:,} of {values['total_parameters']:,} "
+                               f"({words.percent(share)}) in {words.plural(values['targets'], 'module')}"),
+        ("adapter", words.size(values["adapter_bytes"])),
+        ("memory, about", words.size(values["memory_bytes"])),
+        *((f"  {part}", words.size(size)) for part, size in values["memory"].items()),
+    ]
+    problems = [f"Problem at {problem['field']}: {problem['message']} {problem['hint']}".rstrip()
+                for problem in values["problems"]]
+    return "\n".join([table(rows), *values["assumptions"], *problems])
+
+
+def check_data(values: Mapping[str, Any]) -> str:
+    """What a dataset holds and what is wrong with it."""
+    rows = [
+        ("format", values["format"]),
+        ("rows", f"{values['rows']:,}"),
+        ("tokens", f"{values['tokens']:,}, of them {values['supervised_tokens']:,} are learned from"),
+        ("longest row", words.plural(values["longest"], "token")),
+        ("rows cut at the limit", f"{values['rows_cut']:,}"),
+        ("rows that teach nothing", f"{values['rows_without_supervision']:,}"),
+    ]
+    return "\n".join([table(rows), *(f"Problem: {problem}" for problem in values["problems"])])
+
+
+def models(values: Mapping[str, Any]) -> str:
+    """A line for each model on this machine."""
+    if not values["models"]:
+        return "There is no model on this machine yet."
+    return table((entry["name"], "  ".join(filter(None, (
+        f"{words.size(entry['bytes']):>8}", entry["origin"], entry["state"], entry["reason"], entry["path"]))))
+        for entry in values["models"])
+
+
+def table(rows: Iterable[tuple[str, str]]) -> str:
+    """Two columns, the first as wide as it needs to be."""
+    held = list(rows)
+    width = max((len(name) for name, _ in held), default=0)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in held)
+
+
+def _readable(name: str, value: Any) -> tuple[str, str]:
+    title = name.replace("_", " ")
+    if name.endswith("bytes") or name == "bytes_on_disk":
+        return title.removesuffix(" bytes"), words.size(value)
+    if isinstance(value, bool):
+        return title, "yes" if value else "no"
+    if isinstance(value, int):
+        return title, f"{value:,}"
+    if isinstance(value, float):
+        return title, f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return title, ", ".join(str(item) for item in value)
+    return title, str(value)
