@@ -1,1 +1,1 @@
-"""Datasets: bytes to rows, rows to conversations, conversations to tokens."""
+"""From files to rows of token ids: readers, formats, the model's chat template, preparation."""
