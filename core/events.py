@@ -324,7 +324,9 @@ def to_plain(event: Event) -> dict[str, Any]:
 
 def to_json(event: Event) -> str:
     """An event as one line of JSON; numbers that are not finite become "NaN" or "Infinity" strings."""
-    return json.dumps(to_plain(event), ensure_ascii=False, allow_nan=False)
+    line = json.dumps(to_plain(event), ensure_ascii=False, allow_nan=False)
+    # half a surrogate pair, from a damaged dataset or file name, has no UTF-8: it must not end a run
+    return line.encode("utf-8", "replace").decode("utf-8")
 
 
 def from_plain(values: dict[str, Any]) -> Event:

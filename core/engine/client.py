@@ -110,7 +110,7 @@ class EngineClient:
 
     def _living_session(self) -> Session:
         with self._lock:
-            if self._session is None or self._session.error is not None:
+            if self._session is None or not self._session.takes_jobs:
                 self._session = Session(lambda: Child(self.role, self._runner, self._linger_seconds), self._on_change)
             return self._session
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from core import jobs
 from core.control import Control
 from core.errors import EngineError
-from core.events import Event, Result
+from core.events import Event, ModelsListed, Result
 
 # "module:function", imported when it is first asked for: torch takes seconds to import
 GENERATORS: dict[type, str] = {
     jobs.Train: "core.training.loop:train",
     jobs.Resume: "core.training.loop:resume",
-    jobs.ListModels: "core.models.library:list_models_job",
-    jobs.PrepareStarter: "core.models.starter:prepare_starter",
+    jobs.ListModels: "core.engine.job_table:list_models",
+    jobs.PrepareStarter: "core.engine.job_table:prepare_starter",
     jobs.InspectModel: "core.models.inspect:inspect_model",
     jobs.ImportGguf: "core.models.gguf_import:import_gguf",
     jobs.DownloadModel: "core.models.hub:download_model",
@@ -63,6 +63,21 @@ class JobRunner:
 def run_job(job: jobs.Job, control: Control) -> Iterator[Event]:
     """The events of one job in this process; raises what the job raises."""
     return JobRunner()(job, control)
+
+
+def list_models(job: jobs.ListModels, control: Control) -> Iterator[Event]:
+    """The models on this machine -> ModelsListed."""
+    from core.models import library  # noqa: PLC0415 -- as the table: only when it is asked for
+
+    yield ModelsListed(tuple(library.list_models()))
+    yield Result({})
+
+
+def prepare_starter(job: jobs.PrepareStarter, control: Control) -> Iterator[Event]:
+    """Make the starter model ready -> Result(path, name)."""
+    from core.models import starter  # noqa: PLC0415
+
+    yield from starter.ensure_starter(control)
 
 
 def find_generator(kind: type) -> Callable[..., Iterator[Event]]:

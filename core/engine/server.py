@@ -136,10 +136,11 @@ class Server:
             last = Failed.of(error)
         if ticket.run is not None:
             ticket.run.engine_path.unlink(missing_ok=True)
-        self._board.finish(ticket, last)
         if isinstance(last, Failed) and _device_is_lost(last):
             _log.error("the device's state is damaged: a new process is needed")
             self._quitting.set()
+            self._board.send_to_all(protocol.Leaving())  # first, so that the next job is not sent here
+        self._board.finish(ticket, last)
 
     def _announce(self, ticket: Ticket, run: RunFolder) -> None:
         """Let windows that are opened later find this run."""

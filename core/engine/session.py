@@ -57,6 +57,11 @@ class Session:
         return self._over
 
     @property
+    def takes_jobs(self) -> bool:
+        """False once it is over or about to be."""
+        return self._over is None and not self._ending
+
+    @property
     def pid(self) -> int | None:
         """Process id, once started."""
         return self._child.pid if self._child else None

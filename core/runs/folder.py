@@ -10,7 +10,7 @@ from typing import Literal
 
 from core import events, files
 from core.config import RunConfig, dump_config, load_config
-from core.errors import CoreError, describe
+from core.errors import CoreError
 from core.paths import runs_root
 
 RunState = Literal["new", "running", "finished", "stopped", "failed", "interrupted"]
@@ -103,7 +103,7 @@ class RunFolder:
             if isinstance(event, events.Finished):
                 state = event.outcome
             elif isinstance(event, events.Failed):
-                state = "failed"
+                state = "stopped" if event.cancelled else "failed"
             elif isinstance(event, events.Started):
                 state = "interrupted"
         return state
@@ -122,10 +122,9 @@ class RunFolder:
                     log.write_line(events.to_json(event), durable=isinstance(event, events.Finished))
                     yield event
             except Exception as error:
-                words = describe(error)
                 # the disk that is full for the run is full for its log too: the first error counts
                 with contextlib.suppress(OSError):
-                    log.write_line(events.to_json(events.Failed(words.message, words.hint, words.details)))
+                    log.write_line(events.to_json(events.Failed.of(error)))
                 raise
 
 

@@ -1,11 +1,12 @@
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from core.config import ModelConfig, RunConfig
 from core.engine.client import EngineClient, Patience
-from core.jobs import Train
+
+sys.path.insert(0, str(Path(__file__).parent))  # engine_help, for the tests in this folder
 
 
 @pytest.fixture
@@ -24,20 +25,3 @@ def make_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
     yield make
     for client in made:
         client.kill()
-
-
-def fake_run(folder: Path, **options: object) -> Train:
-    """A request for the fake training job."""
-    text = ",".join(f"{key}={value}" for key, value in options.items())
-    return Train(RunConfig(model=ModelConfig(path=text)), folder)
-
-
-def process_lives(pid: int) -> bool:
-    """True while a process runs (a zombie does not)."""
-    import psutil
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
