@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 
 from PySide6.QtCore import QObject, QThread, Signal
 
-from core.errors import describe
 from core.events import Event, Failed
 
 
@@ -28,5 +27,4 @@ class EngineThread(QThread):
             for event in self._stream():
                 self.happened.emit(event)
         except Exception as error:  # noqa: BLE001 -- whatever it is, the person must see it
-            words = describe(error)
-            self.happened.emit(Failed(words.message, words.hint, words.details))
+            self.happened.emit(Failed.of(error))

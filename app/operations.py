@@ -109,7 +109,7 @@ class Operation(QObject):
     def _receive(self, event: Event) -> None:
         if isinstance(event, Result | Failed):
             self._outcome = event
-        if self._superseded or (isinstance(event, Failed) and self.control.stop_requested):
+        if self._superseded or (isinstance(event, Failed) and event.cancelled):
             return
         self.happened.emit(event)
         for kind, slot in self._slots:
@@ -122,12 +122,12 @@ class Operation(QObject):
         if thread is not None:
             thread.wait()
         self._line.release(self)
-        if isinstance(self._outcome, Failed) and not self.control.stop_requested:
+        if self._superseded or (isinstance(self._outcome, Failed) and self._outcome.cancelled):
+            self.cancelled.emit()
+        elif isinstance(self._outcome, Failed):
             self.failed.emit(self._outcome)
             if not self._handles_failure:
                 self._line.failed(self._outcome)
-        elif isinstance(self._outcome, Failed) or self._superseded:
-            self.cancelled.emit()
         else:
             self.finished.emit(self._outcome or Result())
         self._end()

@@ -15,7 +15,8 @@ from core.targets import select_targets
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 OPTIMIZER_BYTES = 16  # fp32 value, gradient and Adam's two moments of one trained parameter
-LOSS_CHUNK_TOKENS = 256  # the output layer is computed in pieces of so many tokens
+PACK_TOKENS = 1024  # a batch is computed in packs of so many tokens, or one longer row
+CHUNK_LOGITS = 16 * 2**20  # the output layer is computed in pieces of so many numbers
 PROCESS_BYTES = 450_000_000  # Python, torch and the tokenizer
 CUDA_CONTEXT_BYTES = 750_000_000
 FRAGMENTATION = 0.10
@@ -69,7 +70,7 @@ def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None
         "weights": card.parameters * BYTES[dtype],
         "adapter and optimizer": trainable * OPTIMIZER_BYTES,
         "activations": tokens * _activation_bytes(card, targets, dtype),
-        "output layer": min(tokens, LOSS_CHUNK_TOKENS) * card.vocabulary * 8,
+        "output layer": min(tokens * card.vocabulary, CHUNK_LOGITS) * 8,
         "program": PROCESS_BYTES + (CUDA_CONTEXT_BYTES if config.training.device.startswith("cuda") else 0),
     }
     memory["reserve"] = round(FRAGMENTATION * sum(memory.values()))
@@ -80,7 +81,7 @@ def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None
         targets=tuple(targets),
         memory=memory,
         assumptions=(dtype_words, f"At most {tokens:,} tokens are computed at once.",
-                     f"The output layer works in pieces of {LOSS_CHUNK_TOKENS} tokens."),
+                     "The output layer is computed in pieces."),
     )
 
 
@@ -117,15 +118,10 @@ def _computing_dtype(config: RunConfig) -> tuple[str, str]:
 
 
 def _tokens_at_once(config: RunConfig, scan: DataScanned | None) -> int:
-    """Tokens of one micro-batch. Without padding the mean row counts, but one longest row must fit."""
+    """Tokens of the largest pack; without a scan every row is taken to be of the maximum length."""
     limit = config.data.max_length
-    if scan is None or scan.rows == 0:
-        return config.training.batch_size * limit
-    longest = min(scan.longest, limit)
-    mean = min(scan.tokens / scan.rows, longest)
-    if config.training.packing == "off":
-        return config.training.batch_size * longest
-    return max(longest, round(config.training.batch_size * mean))
+    longest = min(scan.longest, limit) if scan is not None and scan.rows else limit
+    return max(longest, min(PACK_TOKENS, config.training.batch_size * longest))
 
 
 def _activation_bytes(card: ModelCard, targets: list[ModuleInfo], dtype: str) -> int:
