@@ -102,14 +102,16 @@ class StepPlot(pg.PlotWidget):
     zoomed = Signal()  # by the person
     reset_requested = Signal()
 
-    def __init__(self, name: str, show_steps: bool = True, parent: QWidget | None = None) -> None:
+    def __init__(self, name: str, *, small: bool = False, show_steps: bool = True,
+                 parent: QWidget | None = None) -> None:
+        self._small = small  # few ticks, values from zero
         self._view = _View()
         super().__init__(parent, viewBox=self._view, enableMenu=False)
         self.curves: list[Curve] = []
         self._items: list[tuple[Curve, pg.PlotDataItem, pg.PlotDataItem | None, pg.ScatterPlotItem]] = []
         self._log = False
         self.setAccessibleName(name)
-        self.setMinimumSize(120, 56)
+        self.setMinimumSize(100, 36 if small else 120)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self._build_axes(show_steps)
         self._line = pg.InfiniteLine(angle=90, movable=False)
@@ -154,7 +156,7 @@ class StepPlot(pg.PlotWidget):
         for curve in curves:
             raw = pg.PlotDataItem(antialias=True)  # cheap: never more than a few points for each pixel
             smooth = pg.PlotDataItem(antialias=True) if curve.smoothed else None
-            bad = pg.ScatterPlotItem(symbol="x", size=9, pen=None)
+            bad = pg.ScatterPlotItem(symbol="x", size=8, pen=None)
             for item in (raw, smooth, bad):
                 if item is not None:
                     self._plot.addItem(item)
@@ -181,6 +183,10 @@ class StepPlot(pg.PlotWidget):
         self._view.setXRange(*x_range, padding=0)
         if not self._view.free_values:
             low, high = value_range(self.curves, x_range, self._log)
+            if self._small and not self._log:
+                low, high = min(low, 0.0), max(high, 0.0)
+                top = round_below(high)
+                self._plot.getAxis("left").setTicks([[(0.0, "0"), (top, f"{top:g}")]])
             self._view.setYRange(low, high, padding=0.06)
 
     def fit_values(self) -> None:
@@ -221,7 +227,7 @@ class StepPlot(pg.PlotWidget):
                 raw.setSymbolSize(6)
                 raw.setSymbolBrush(curve_color(curve.color))
                 raw.setSymbolPen(None)
-            bad.setPen(QPen(QColor(theme.colors().danger), 2))
+            bad.setBrush(QColor(theme.colors().danger))
 
     def _bad_marks(self, series: Series) -> tuple[Floats, Floats]:
         """A cross on the moving average where the value was not finite."""
@@ -372,6 +378,14 @@ class PlotGroup(QObject):
         """The steps of the longest curve."""
         series = [curve.series for plot in self.plots for curve in plot.curves]
         return max((one.steps for one in series), key=len, default=np.empty(0))
+
+
+def round_below(value: float) -> float:
+    """The largest of 1, 2, 5 times a power of ten that is not above `value`; 0 where that is not positive."""
+    if not value > 0 or not math.isfinite(value):
+        return 0.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return float(f"{max(factor for factor in (1, 2, 5) if factor * power <= value * (1 + 1e-9)) * power:.1g}")
 
 
 def _nearest(steps: Floats, step: float) -> int:

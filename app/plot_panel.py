@@ -1,0 +1,148 @@
+"""What stands around a plot: smoothing, logarithmic scale, reset, and saving as picture or table."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from PySide6.QtCore import QBuffer, QIODevice, QPoint, QSize, Qt, Signal, Slot
+from PySide6.QtGui import QAction, QImage, QPainter
+from PySide6.QtWidgets import QCheckBox, QFileDialog, QMenu, QPushButton, QSlider, QWidget
+
+from app import theme
+from app.plots import PlotGroup, StepPlot
+from app.series import DEFAULT_SMOOTHING, Series, as_csv
+from app.widgets import button, label, plain_tip, row
+from core import files
+from core.errors import describe
+
+PICTURE_SCALE = 2  # pixels of the saved picture for one of the window's
+
+
+def smoothing_of(position: int) -> float:
+    """Weight of the moving average for a slider position: 0 -> 0, 50 -> 0.9, 100 -> 0.99."""
+    return 1.0 - 10.0 ** (-position / 50.0)
+
+
+def save_picture(widget: QWidget, path: Path) -> None:
+    """Write what the widget shows as PNG, at twice the resolution. Raises OSError."""
+    image = QImage(widget.size() * PICTURE_SCALE, QImage.Format.Format_ARGB32)
+    image.setDevicePixelRatio(PICTURE_SCALE)
+    image.fill(theme.colors().surface)
+    painter = QPainter(image)
+    widget.render(painter, QPoint(0, 0))
+    painter.end()
+    buffer = QBuffer()
+    buffer.open(QIODevice.OpenModeFlag.WriteOnly)
+    image.save(buffer, "PNG")  # type: ignore[call-overload]
+    files.write_bytes(path, bytes(buffer.data().data()))
+
+
+def save_table(columns: dict[str, Series], path: Path) -> None:
+    """Write series as CSV, one line for each step. Raises OSError."""
+    files.write_text(path, as_csv(columns))
+
+
+class PlotTools(QWidget):
+    """The row of tools above a plot.
+
+    Args:
+        group: the plots that reset, zoom and logarithmic scale act on.
+        main: the plot whose scale the switch changes.
+        picture: the widget that is saved as a picture.
+        columns: gives the series for the table.
+        name: gives the proposed file name, without its ending.
+    """
+
+    smoothing_changed = Signal(float)
+    saved = Signal(object)  # Path
+
+    def __init__(self, group: PlotGroup, main: StepPlot, picture: QWidget,
+                 columns: Callable[[], dict[str, Series]], name: Callable[[], str]) -> None:
+        super().__init__()
+        self._group, self._main, self._picture, self._columns, self._name = group, main, picture, columns, name
+        self.smoothing = QSlider(Qt.Orientation.Horizontal)
+        self.smoothing.setRange(0, 100)
+        self.smoothing.setValue(50)
+        self.smoothing.setFixedWidth(88)
+        self.smoothing.setAccessibleName("Smoothing")
+        self.smoothing.setToolTip(plain_tip("How much the strong line is averaged over the steps before."))
+        self._weight = label(f"{DEFAULT_SMOOTHING:.2f}", "help")
+        self._weight.setFixedWidth(28)
+        self.log = QCheckBox("Log scale")
+        self.log.setToolTip(plain_tip("Equal distances for equal factors: shows small losses in detail."))
+        self.reset = _small("arrows-out", "Show all steps (double click in the plot)", group.reset)
+        self.save = _small("download-simple", "Save the plot as a picture or a table", None)
+        self.save.setMenu(self._save_menu())
+        self.message = label("", "help")
+        self.smoothing.valueChanged.connect(self._smoothing_moved)
+        self.log.toggled.connect(self._log_toggled)
+        main.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
+        main.customContextMenuRequested.connect(self._context_menu)
+        self.setLayout(row(label("Smoothing", "help"), self.smoothing, self._weight, self.log, self.reset, self.save))
+
+    def _save_menu(self) -> QMenu:
+        menu = QMenu(self)
+        menu.addAction("Picture (PNG)…", self._ask_picture)
+        menu.addAction("Table (CSV)…", self._ask_table)
+        return menu
+
+    @Slot(QPoint)
+    def _context_menu(self, place: QPoint) -> None:
+        menu = QMenu(self)
+        menu.addAction("Show all steps", self._group.reset)
+        log = QAction("Log scale", menu, checkable=True, checked=self.log.isChecked())
+        log.toggled.connect(self.log.setChecked)
+        menu.addAction(log)
+        menu.addSeparator()
+        menu.addAction("Save picture (PNG)…", self._ask_picture)
+        menu.addAction("Save table (CSV)…", self._ask_table)
+        menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        menu.popup(self._main.mapToGlobal(place))
+
+    @Slot(int)
+    def _smoothing_moved(self, position: int) -> None:
+        weight = smoothing_of(position)
+        self._weight.setText(f"{weight:.2f}")
+        self.smoothing_changed.emit(weight)
+
+    @Slot(bool)
+    def _log_toggled(self, log: bool) -> None:
+        self._main.set_log(log)
+        self._group.redraw()
+
+    @Slot()
+    def _ask_picture(self) -> None:
+        self._save("Save picture", "png", "Pictures (*.png)", lambda path: save_picture(self._picture, path))
+
+    @Slot()
+    def _ask_table(self) -> None:
+        self._save("Save table", "csv", "Tables (*.csv)", lambda path: save_table(self._columns(), path))
+
+    def _save(self, title: str, ending: str, kinds: str, write: Callable[[Path], None]) -> None:
+        chosen, _ = QFileDialog.getSaveFileName(self, title, f"{self._name()}.{ending}", kinds)
+        if not chosen:
+            return
+        path = Path(chosen)
+        if path.suffix.lower() != f".{ending}":
+            path = path.with_name(f"{path.name}.{ending}")
+        try:
+            write(path)
+        except OSError as error:
+            words = describe(error)
+            self.tell(f"{words.message} {words.hint}", failed=True)
+            return
+        self.tell(f"Saved {path.name}.")
+        self.saved.emit(path)
+
+    def tell(self, text: str, *, failed: bool = False) -> None:
+        """Write a line to `message`, which the page has put where there is room for it."""
+        self.message.setText(text)
+        self.message.setToolTip(plain_tip(text))
+        theme.set_role(self.message, "error" if failed else "help")
+
+
+def _small(icon: str, tip: str, slot: Callable[[], object] | None) -> QPushButton:
+    made = button("", slot, icon=icon, tip=tip)
+    made.setAccessibleName(tip)
+    made.setFixedHeight(32)
+    made.setIconSize(QSize(theme.ICON_SIZE, theme.ICON_SIZE))
+    return made

@@ -1,0 +1,70 @@
+"""The log under the plots: what the run said and when, bounded, as plain text that can be copied."""
+
+from collections.abc import Sequence
+
+from PySide6.QtGui import QColor, QGuiApplication, QTextCharFormat, QTextCursor
+from PySide6.QtWidgets import QPlainTextEdit, QTabWidget, QVBoxLayout, QWidget
+
+from app import theme
+from app.run_record import LogLine
+from app.widgets import button
+
+MOST_LINES = 5000
+_MARKS = {"note": "", "warning": "Warning: ", "error": "Error: "}
+
+
+class RunLog(QWidget):
+    """Shows the lines of a record; only new ones are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = QPlainTextEdit()
+        self.text.setReadOnly(True)
+        self.text.setMaximumBlockCount(MOST_LINES)
+        self.text.setFont(theme.font("mono"))
+        self.text.setAccessibleName("Log of the run")
+        self.text.setLineWrapMode(QPlainTextEdit.LineWrapMode.NoWrap)
+        self.copy_button = button("Copy the log", self.copy, icon="copy", role="link")
+        self._shown = 0
+        tabs = QTabWidget()
+        tabs.setDocumentMode(True)
+        tabs.tabBar().setDrawBase(False)
+        tabs.addTab(self.text, "Log")
+        tabs.setCornerWidget(self.copy_button)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(tabs)
+        self.setMinimumHeight(84)
+
+    def show_lines(self, lines: Sequence[LogLine], *, replace: bool = False) -> None:
+        """Append what is new in `lines`; `replace` begins with an empty log."""
+        if replace:
+            self.text.clear()
+            self._shown = 0
+        fresh = lines[max(self._shown, len(lines) - MOST_LINES):]
+        self._shown = len(lines)
+        bar = self.text.verticalScrollBar()
+        at_end = bar.value() >= bar.maximum() - 2
+        for one in fresh:
+            self._append(f"{one.time:>8}  {_MARKS[one.kind]}{one.text}", one.kind)
+        if at_end or replace:
+            bar.setValue(bar.maximum())
+
+    def tell(self, text: str) -> None:
+        """Add a line that is not the run's own."""
+        self._append(f"{'':>8}  {text}", "error")
+
+    def _append(self, text: str, kind: str) -> None:
+        cursor = QTextCursor(self.text.document())
+        cursor.movePosition(QTextCursor.MoveOperation.End)
+        style = QTextCharFormat()
+        if kind != "note":
+            colors = theme.colors()
+            style.setForeground(QColor(colors.danger_text if kind == "error" else colors.warning_text))
+        if not self.text.document().isEmpty():
+            cursor.insertBlock()
+        cursor.insertText(text.replace("\n", " "), style)
+
+    def copy(self) -> None:
+        """Put the whole log on the clipboard."""
+        QGuiApplication.clipboard().setText(self.text.toPlainText())

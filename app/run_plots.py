@@ -1,0 +1,140 @@
+"""The plots of one run: the loss large, four small ones beside it, one cross-hair through all."""
+
+from collections.abc import Callable
+
+from PySide6.QtCore import QSize, Qt, Signal, Slot
+from PySide6.QtGui import QFontMetrics
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QSplitter, QVBoxLayout, QWidget
+
+from app import figures, theme
+from app.figures import NOT_KNOWN
+from app.plot_panel import PlotTools
+from app.plots import Curve, PlotGroup, StepPlot
+from app.read_out import ReadOut
+from app.series import RunSeries, Series
+from app.widgets import Card, label, row
+
+_SMALL = (  # attribute of RunSeries, caption, colour of the curve
+    ("learning_rate", "Learning rate", 2),
+    ("grad_norm", "Gradient norm", 3),
+    ("tokens_per_second", "Tokens/s", 4),
+    ("memory", "Memory, GB", 5),
+)
+
+
+class RunPlots(QWidget):
+    """Shows a `RunSeries`; call `changed` after it grew."""
+
+    smoothing_changed = Signal(float)
+
+    def __init__(self, name: Callable[[], str]) -> None:
+        super().__init__()
+        self._series = RunSeries()
+        self.group = PlotGroup(self)
+        self.loss = self.group.add(StepPlot("Loss over the steps"))
+        self.read_out = ReadOut()
+        self._small: dict[str, tuple[StepPlot, QLabel]] = {}
+        self._loss_card = self._build_loss(name)
+        splitter = QSplitter(Qt.Orientation.Horizontal)
+        splitter.addWidget(self._loss_card)
+        splitter.addWidget(self._build_small())
+        splitter.setHandleWidth(theme.CARD_GAP)
+        splitter.setChildrenCollapsible(False)
+        splitter.setStretchFactor(0, 3)
+        splitter.setStretchFactor(1, 2)
+        splitter.setSizes([600, 400])
+        layout = QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(splitter)
+        self.group.cursor_changed.connect(self._read)
+        self.group.redrawn.connect(self._read)
+        self.tools.smoothing_changed.connect(self._smooth)
+        self.show_series(self._series)
+
+    def _build_loss(self, name: Callable[[], str]) -> Card:
+        card = Card()
+        picture = QWidget()
+        inside = QVBoxLayout(picture)
+        inside.setContentsMargins(0, 0, 0, 0)
+        inside.setSpacing(theme.GRID // 2)
+        inside.addWidget(self.read_out)
+        inside.addWidget(self.loss, 1)
+        self.tools = PlotTools(self.group, self.loss, picture, self._columns, name)
+        self.tools.message.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+        heading = row(label("Loss", "section"), self.tools.message, self.tools)
+        heading.setStretch(1, 1)
+        card.body.addLayout(heading)
+        card.body.addWidget(picture, 1)
+        return card
+
+    def _build_small(self) -> Card:
+        card = Card()
+        card.body.setSpacing(2)
+        for number, (key, caption, _) in enumerate(_SMALL):
+            last = number == len(_SMALL) - 1
+            plot = self.group.add(StepPlot(f"{caption} over the steps", small=True, show_steps=last))
+            value = label(NOT_KNOWN, "strong")
+            value.setAlignment(Qt.AlignmentFlag.AlignRight)
+            value.setMinimumWidth(QFontMetrics(theme.font("section")).horizontalAdvance("00,000.0"))
+            card.body.addLayout(row(label(caption, "help"), None, value))
+            card.body.addWidget(plot, 5 if last else 4)
+            self._small[key] = (plot, value)
+        return card
+
+    def _columns(self) -> dict[str, Series]:
+        return self._series.everything()
+
+    @property
+    def smoothing(self) -> float:
+        """The weight that the slider stands at."""
+        return self._series.loss.smoothing
+
+    def show_series(self, series: RunSeries) -> None:
+        """Draw another run."""
+        self._series = series
+        self.loss.set_curves([
+            Curve("loss", series.loss, 0, smoothed=True),
+            Curve("validation", series.validation_loss, 1, points=True),
+        ])
+        self.read_out.set_cells([("raw", 0, "step"), ("line", 0, "smoothed"), ("points", 1, "validation")])
+        for key, _, color in _SMALL:
+            one: Series = getattr(series, key)
+            self._small[key][0].set_curves([Curve(key, one, color, smoothed=one.smoothing > 0)])
+        self.group.point_at(None)
+        self.group.reset()
+
+    def changed(self) -> None:
+        """The series grew."""
+        self.group.changed()
+
+    @Slot(float)
+    def _smooth(self, weight: float) -> None:
+        self._series.set_smoothing(weight)
+        self.group.redraw()
+        self.smoothing_changed.emit(weight)
+
+    @Slot()
+    def _read(self) -> None:
+        """Write every series' value at the cross-hair, or its newest."""
+        step = self.group.cursor
+        at = float("inf") if step is None else step
+        series = self._series
+        self.read_out.show_values(step, [
+            _loss_text(series.loss, series.loss.value_at(at)),
+            _loss_text(series.loss, series.loss.smoothed_at(at)),
+            _loss_text(series.validation_loss, series.validation_loss.value_at(at)),
+        ])
+        for key, (_, value) in self._small.items():
+            value.setText(figures.number(getattr(series, key).value_at(at)))
+
+    def values(self) -> dict[str, str]:
+        """What the small plots read now, by series."""
+        return {key: value.text() for key, (_, value) in self._small.items()}
+
+    def sizeHint(self) -> QSize:  # noqa: N802 -- Qt's name
+        """Half of a page."""
+        return QSize(900, 380)
+
+
+def _loss_text(series: Series, value: float) -> str:
+    return figures.loss(value) if len(series) else NOT_KNOWN
