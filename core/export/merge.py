@@ -1,0 +1,178 @@
+"""W' = W + scale B A, tensor by tensor, shard by shard, in blocks of rows.
+
+The memory is that of a few blocks, whatever the size of the model. B A and its sum over the rank
+are taken in fp64 and rounded once to fp32, so the result does not depend on how rows are cut.
+"""
+
+import json
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from core import files
+from core.control import Control
+from core.errors import ModelError
+from core.events import Event, Progress
+from core.export.plan import MergePlan, PlannedTensor
+from core.export.shards import (
+    BLOCK_BYTES,
+    INDEX_NAME,
+    TORCH_DTYPES,
+    Checkpoint,
+    ShardWriter,
+    TensorReader,
+    row_blocks,
+    write_shard,
+)
+from core.lora.adapter_file import LoraPair
+
+
+@dataclass
+class DeltaError:
+    """How much of the weight change arrived: ||(W' - W) - D|| / ||D|| over all and for the worst tensor."""
+
+    error_square: float = 0.0
+    delta_square: float = 0.0
+    worst: str = ""
+    worst_error: float = 0.0
+    damaged: list[str] = field(default_factory=list)  # tensors in the files that are not what they should be
+
+    @property
+    def overall(self) -> float:
+        """The relative error over all adapted tensors."""
+        return _relative(self.error_square, self.delta_square)
+
+    def add(self, name: str, error_square: float, delta_square: float) -> None:
+        """Count one adapted tensor."""
+        self.error_square += error_square
+        self.delta_square += delta_square
+        error = _relative(error_square, delta_square)
+        if not self.worst or error > self.worst_error:
+            self.worst, self.worst_error = name, error
+
+
+def _relative(error_square: float, delta_square: float) -> float:
+    """A change of exactly zero has nothing that could be lost."""
+    return math.sqrt(error_square / delta_square) if delta_square > 0 else 0.0
+
+
+def delta_rows(pair: LoraPair, start: int, stop: int, transposed: bool) -> Tensor:
+    """Rows `start` to `stop` of scale B A as the weight is stored, (out, in) or transposed (in, out), in fp32."""
+    lora_a, lora_b = pair.lora_a.double(), pair.lora_b.double()
+    product = lora_a[:, start:stop].T @ lora_b.T if transposed else lora_b[start:stop] @ lora_a
+    return product.mul_(pair.scale).float()
+
+
+def write_merged(plan: MergePlan, folder: Path, control: Control) -> Generator[Event, None, None]:
+    """Write every shard of the plan and its index into `folder`, which exists.
+
+    Raises:
+        ModelError: a number does not fit the written type or is not finite.
+        Cancelled: asked to stop; the caller removes the folder.
+    """
+    total = len(plan.tensors)
+    done = 0
+    with TensorReader() as reader:
+        for shard in plan.shards:
+            specs = [tensor.spec for tensor in shard.tensors]
+            with write_shard(folder / shard.name, specs, shard.metadata) as writer:
+                for tensor in shard.tensors:
+                    yield Progress("Merging", done, total, "tensors")
+                    _write_tensor(tensor, reader, writer, control)
+                    done += 1
+    if plan.index is not None:
+        files.write_text(folder / INDEX_NAME, json.dumps(plan.index, indent=2) + "\n")
+    yield Progress("Merging", total, total, "tensors")
+
+
+def _write_tensor(tensor: PlannedTensor, reader: TensorReader, writer: ShardWriter, control: Control) -> None:
+    if tensor.pair is None and tensor.spec.dtype == tensor.source.dtype:
+        for start in range(0, tensor.source.nbytes, BLOCK_BYTES):
+            control.check()
+            writer.write(reader.raw(tensor.source, start, min(BLOCK_BYTES, tensor.source.nbytes - start)))
+        return
+    for start, stop in _blocks(tensor):
+        control.check()
+        writer.write(expected_rows(tensor, reader.rows(tensor.source, start, stop), start, stop))
+
+
+def _blocks(tensor: PlannedTensor) -> list[tuple[int, int]]:
+    rows = tensor.source.rows
+    return list(row_blocks(rows, tensor.source.elements // rows if rows else 0))
+
+
+def expected_rows(tensor: PlannedTensor, weight: Tensor, start: int, stop: int) -> Tensor:
+    """What the file must hold for rows `start` to `stop`, given the base's rows.
+
+    Raises:
+        ModelError: a number does not fit the written type or is not finite.
+    """
+    dtype = TORCH_DTYPES[tensor.spec.dtype]
+    if tensor.pair is None:
+        if tensor.spec.dtype == tensor.source.dtype:
+            return weight
+        written = weight.to(dtype)
+        if not torch.equal(torch.isfinite(written), torch.isfinite(weight)):
+            raise _does_not_fit(tensor)
+        return written
+    if weight.dtype != torch.float64:
+        weight = weight.float()
+    merged = weight + delta_rows(tensor.pair, start, stop, tensor.transposed)
+    if not torch.isfinite(merged).all():
+        raise ModelError(f"Merging gives numbers that are not finite in {tensor.spec.name}.",
+                         "The adapter or the base model is damaged; try an earlier checkpoint.")
+    written = merged.to(dtype)
+    if not torch.isfinite(written).all():
+        raise _does_not_fit(tensor)
+    return written
+
+
+def _does_not_fit(tensor: PlannedTensor) -> ModelError:
+    return ModelError(f"{tensor.spec.name} holds numbers too large for {tensor.spec.dtype}; nothing was written.",
+                      "Choose bf16 or fp32 instead.")
+
+
+def verify_merged(plan: MergePlan, written: Checkpoint, control: Control) -> Generator[Event, None, DeltaError]:
+    """Read every tensor again from the disk and compare it, bit for bit, with what it must be.
+
+    Returns the error of the realised weight change and the names of tensors that differ.
+    """
+    report = DeltaError()
+    records = written.tensors
+    tensors = plan.tensors
+    names = {tensor.spec.name for tensor in tensors}
+    report.damaged += sorted(set(records) - names)
+    with TensorReader() as base_reader, TensorReader() as reader:
+        for done, tensor in enumerate(tensors):
+            yield Progress("Checking the written weights", done, len(tensors), "tensors")
+            record = records.get(tensor.spec.name)
+            if record is None or (record.dtype, record.shape) != (tensor.spec.dtype, tensor.spec.shape):
+                report.damaged.append(tensor.spec.name)
+                continue
+            same, error_square, delta_square = True, 0.0, 0.0
+            for start, stop in _blocks(tensor):
+                control.check()
+                base = base_reader.rows(tensor.source, start, stop)
+                found = reader.rows(record, start, stop)
+                same = same and _same_bits(found, expected_rows(tensor, base, start, stop))
+                if tensor.pair is not None:
+                    delta = delta_rows(tensor.pair, start, stop, tensor.transposed)
+                    error_square += float((found.float() - base.float() - delta).double().square().sum())
+                    delta_square += float(delta.double().square().sum())
+            if not same:
+                report.damaged.append(tensor.spec.name)
+            if tensor.pair is not None:
+                report.add(tensor.spec.name, error_square, delta_square)
+    yield Progress("Checking the written weights", len(tensors), len(tensors), "tensors")
+    return report
+
+
+def _same_bits(left: Tensor, right: Tensor) -> bool:
+    left, right = left.contiguous().reshape(-1), right.contiguous().reshape(-1)
+    return torch.equal(left.view(torch.uint8), right.view(torch.uint8))
+
+
