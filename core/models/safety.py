@@ -28,14 +28,15 @@ _MAX_ENTRIES = 10_000
 _MAX_SHARDS = 2_000
 
 
-def check_model_folder(path: Path) -> None:
-    """Everything that must hold before the model may be loaded.
+def check_model_folder(path: Path) -> list[SafetensorsHeader]:
+    """Everything that must hold before the model may be loaded. Returns the verified weight headers.
 
     Raises:
         ModelError: one sentence on what is missing, damaged or unsafe.
     """
-    check_files(path)
+    headers = check_files(path)
     _require_known_type(path, read_config(path))
+    return headers
 
 
 def check_files(path: Path) -> list[SafetensorsHeader]:
