@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def _shortened(row: EncodedRow) -> EncodedRow:
     ids, supervised = row.input_ids[-_PROBE_TOKENS:], row.supervised[-_PROBE_TOKENS:].copy()
     supervised[0] = False
     supervised[-1] = len(ids) > 1
-    return EncodedRow(ids, supervised, row.cut, row.index)
+    return replace(row, input_ids=ids, supervised=supervised)
 
 
 def _value(loss: SummedLoss, model: PreTrainedModel, batch: Batch) -> float:

@@ -23,8 +23,8 @@ CPU = torch.device("cpu")
 
 def _rows(lengths: tuple[int, ...]) -> list[EncodedRow]:
     random = np.random.default_rng(0)
-    return [EncodedRow(random.integers(5, 380, size=length).astype(np.int32), np.arange(length) >= length // 2,
-                       False, index) for index, length in enumerate(lengths)]
+    return [EncodedRow(index, random.integers(5, 380, size=length).astype(np.int32),
+                       np.arange(length) >= length // 2, False, length) for index, length in enumerate(lengths)]
 
 
 def _adapted(folder: Path):
