@@ -85,10 +85,10 @@ def train(job: jobs.Train, control: Control) -> Iterator[Event]:
     with run.locked():
         run.write_config(job.config)
         yield from run.record(steps(run, int(options.get("steps", 5)), float(options.get("pause", 0)), control,
-                                    options.get("loss", "1.0"), options.get("end", "")))
+                                    options.get("loss", "1.0"), int(options.get("note", 0))))
 
 
-def steps(run: RunFolder, total: int, pause: float, control: Control, loss: str, end: str) -> Iterator[Event]:
+def steps(run: RunFolder, total: int, pause: float, control: Control, loss: str, note: int) -> Iterator[Event]:
     yield Started("train", run.path, time.time(), os.getpid())
     for step in range(1, total + 1):
         control.wait_while_paused()
@@ -96,11 +96,11 @@ def steps(run: RunFolder, total: int, pause: float, control: Control, loss: str,
             yield Finished("stopped", run.adapter)
             break
         yield StepDone(step, step / total, float(loss), 1e-3, 0.5, 10, 5, 0.1, 1000)
+        if note:
+            yield Note("x" * note)
         if control.take_checkpoint_request():
             yield CheckpointSaved(step, run.checkpoint(step), 1, 0.1)
         time.sleep(pause)
     else:
-        if end:
-            end_badly(end, "1")
         yield Finished("finished", run.adapter)
     yield Result({"run_dir": str(run.path)})
