@@ -30,6 +30,7 @@ from core.jobs import Resume, Train
 from core.lora.adapter_file import copy_adapter
 from core.lora.inject import lora_layers
 from core.models.library import resolve
+from core.models.safety import check_model_folder
 from core.runs.folder import RunFolder, new_run_path
 from core.training.checkpoint import Position, newest_valid, prune_checkpoints, restore_checkpoint, save_checkpoint
 from core.training.evaluate import validation_loss
@@ -46,7 +47,7 @@ def train(job: Train, control: Control) -> Iterator[Event]:
     Raises:
         CoreError: a problem that the person can mend, before the run starts or where it stopped.
     """
-    resolve(job.config.model.path)  # a wrong model is refused before a folder is made
+    check_model_folder(resolve(job.config.model.path))  # a wrong model is refused before a folder is made
     if not job.config.data.train:
         raise CoreError("No training data is chosen.", "Choose a file on the Data page or set data.train.")
     for file in job.config.data.train:
