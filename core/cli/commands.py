@@ -8,6 +8,7 @@ from pathlib import Path
 from core import estimate as estimates
 from core import files
 from core.cli.answers import answer_source, converse
+from core.cli.cards import keep_card, kept_card
 from core.cli.described import describe_adapter, describe_run
 from core.config import DataConfig, ModelConfig, RunConfig, absolute_paths, dump_config, load_config, with_overrides
 from core.control import Control
@@ -163,8 +164,13 @@ def prepare_model(model: str, control: Control) -> Iterator[Event]:
 def model_card(model: str, control: Control) -> Generator[Event, None, ModelCard]:
     """What is known of a model without loading its weights."""
     yield from prepare_model(model, control)
+    folder = resolve(model)
+    kept = kept_card(folder)
+    if kept is not None:
+        return kept
     for event in run_job(InspectModel(model), control):
         if isinstance(event, ModelInspected):
+            keep_card(folder, event.card)
             return event.card
         yield event
     raise CoreError(f"Nothing could be found out about the model {model}.")

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from datetime import datetime
 from types import FrameType
@@ -26,6 +27,7 @@ def run_command(options: argparse.Namespace) -> int:
     The first Ctrl-C (or a polite request to end) asks the job to stop and keep what it has; the
     second ends it where it is.
     """
+    _quiet_libraries()
     control = Control()
     screen: Screen = JsonScreen(options.json_rows) if options.json else TextScreen(options.text)
     signals: list[int] = []
@@ -38,6 +40,13 @@ def run_command(options: argparse.Namespace) -> int:
     if signals:
         return 128 + signals[0]
     return 0 if ended_well else EXIT_ERROR
+
+
+def _quiet_libraries() -> None:
+    """What libraries tell their programmers is not for the person who runs this."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 def _show_all(options: argparse.Namespace, control: Control, screen: Screen) -> bool:

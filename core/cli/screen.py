@@ -220,8 +220,8 @@ def visible(text: str) -> str:
 
 
 def _escaped(char: str) -> str:
-    # spaces of other widths are not "printable" for Python but harmless
-    return " " if char.isspace() and char not in "\x0b\x0c\x1c\x1d\x1e\x1f\x85\u2028\u2029" else f"\\x{ord(char):02x}"
+    # spaces of other widths are not "printable" for Python but harmless; line separators are not
+    return " " if char.isspace() and ord(char) > 0x9F and char not in "\u2028\u2029" else f"\\x{ord(char):02x}"
 
 
 def _planned_text(event: events.Planned) -> str:

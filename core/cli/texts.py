@@ -95,7 +95,7 @@ def models(values: Mapping[str, Any]) -> str:
     if not values["models"]:
         return "There is no model on this machine yet."
     return table((entry["name"], "  ".join(filter(None, (
-        f"{words.size(entry['bytes']):>8}", entry["origin"], entry["state"], entry["reason"], entry["path"]))))
+        f"{words.size(entry['bytes']):>8}", entry["origin"], entry["state"], entry["reason"], str(entry["path"])))))
         for entry in values["models"])
 
 
