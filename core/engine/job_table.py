@@ -46,10 +46,19 @@ class JobRunner:
             return generator(job, control, warm=self._warm)
         return generator(job, control)
 
-    def warm_up(self) -> None:
-        """Import what every job needs, so that the first one starts at once."""
-        importlib.import_module("torch")
-        importlib.import_module("transformers")
+    def warm_up(self, role: str) -> None:
+        """Import what the jobs of this role ("train", "work") need, so that the first one starts at once.
+
+        Before training, the speed of the number types is measured; it is kept on the disk.
+        """
+        if role == "train":
+            importlib.import_module("core.training.loop")
+            device = importlib.import_module("core.models.device")
+            device.resolve_dtype("auto", device.resolve_device("auto"))
+        else:
+            importlib.import_module("core.models.inspect")
+            importlib.import_module("core.data.scan")
+            importlib.import_module("core.training.generate")
 
     def _unload(self) -> Iterator[Event]:
         self._warm.clear()

@@ -46,7 +46,7 @@ class Runner(Protocol):
         """The events of a job."""
         ...
 
-    def warm_up(self) -> None:
+    def warm_up(self, role: str) -> None:
         """Called once, in the thread that computes, when clients can connect already."""
         ...
 
@@ -55,13 +55,15 @@ class Server:
     """One engine process.
 
     Args:
+        role: "train" or "work".
         runner: does the jobs.
         state_file: the engine's address is written there for the client that started it.
         linger_seconds: with nobody connected and nothing to do, the process ends after this time.
         log: the file that holds this process's output.
     """
 
-    def __init__(self, runner: Runner, state_file: Path, linger_seconds: float, log: str = "") -> None:
+    def __init__(self, role: str, runner: Runner, state_file: Path, linger_seconds: float, log: str = "") -> None:
+        self._role = role
         self._runner = runner
         self._state_file = state_file
         self._linger_seconds = linger_seconds
@@ -97,7 +99,7 @@ class Server:
     def _warm_up(self) -> None:
         started = time.monotonic()
         try:
-            self._runner.warm_up()
+            self._runner.warm_up(self._role)
         except Exception:  # noqa: BLE001 -- a broken installation: each job says so to the person
             _log.exception("warm-up failed")
         _log.info("warm after %.1f s", time.monotonic() - started)
@@ -245,7 +247,8 @@ def main(arguments: list[str] | None = None) -> None:
     faulthandler.enable(all_threads=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     _log.info("engine for %s, process %d", options.role, os.getpid())
-    server = Server(load_runner(options.runner), options.state_file, options.linger_seconds, options.log_file)
+    server = Server(options.role, load_runner(options.runner), options.state_file, options.linger_seconds,
+                    options.log_file)
     _on_terminate(server)
     server.serve()
     _log.info("the engine ends")

@@ -26,7 +26,7 @@ class FakeRunner:
         assert isinstance(job, jobs.InspectModel), job
         return short(job.model, control)
 
-    def warm_up(self) -> None:
+    def warm_up(self, role: str) -> None:
         seconds = os.environ.get("FAKE_WARM_UP_SECONDS")
         if seconds:
             time.sleep(float(seconds))
