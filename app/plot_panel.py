@@ -8,7 +8,8 @@ from PySide6.QtGui import QAction, QImage, QPainter
 from PySide6.QtWidgets import QCheckBox, QFileDialog, QMenu, QPushButton, QSlider, QWidget
 
 from app import theme
-from app.plots import PlotGroup, StepPlot
+from app.plot_group import PlotGroup
+from app.plots import StepPlot
 from app.series import DEFAULT_SMOOTHING, Series, as_csv
 from app.widgets import button, label, plain_tip, row
 from core import files

@@ -1,25 +1,23 @@
-"""Live plots over the steps of a run: fast, linked, with one cross-hair through all of them.
+"""A live plot over the steps of a run; `app.plot_group` links several and redraws them.
 
-Series only grow in between; one timer of a `PlotGroup` redraws what changed. Axis ranges are
-computed here and never by pyqtgraph's auto-range, which would scan every point of every curve.
+Axis ranges are computed here and never by pyqtgraph's auto-range, which would scan every point
+of every curve.
 """
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyqtgraph as pg
-from PySide6.QtCore import QEvent, QObject, QPointF, Qt, QTimer, Signal, Slot
+from PySide6.QtCore import QEvent, QPointF, Qt, Signal, Slot
 from PySide6.QtGui import QColor, QKeyEvent, QPen
 from PySide6.QtWidgets import QWidget
 
 from app import theme
 from app.series import Floats, Series
 
-REDRAW_MILLISECONDS = 100
 LEFT_AXIS_WIDTH = 56  # pixels, the same for all plots: steps lie under each other
 _GAPS_UP_TO = 5000  # points; with more, one NaN would blank a whole pixel column, so they are passed over
 _MOST_BAD_MARKS = 500
@@ -95,7 +93,7 @@ class _View(pg.ViewBox):
 
 
 class StepPlot(pg.PlotWidget):
-    """One plot of one or more curves over the steps. Draws when told; see `PlotGroup`."""
+    """One plot of one or more curves over the steps. Draws when told; see `app.plot_group`."""
 
     pointed = Signal(object)  # step under the mouse, None when it left
     navigated = Signal(int)  # points to go by the arrow keys
@@ -272,129 +270,12 @@ class StepPlot(pg.PlotWidget):
             self.apply_theme()
 
 
-class PlotGroup(QObject):
-    """Plots with one range of steps, one cross-hair and one timer that redraws what changed."""
-
-    cursor_changed = Signal(object)  # step, None: no cross-hair
-    redrawn = Signal()
-
-    def __init__(self, parent: QWidget) -> None:
-        super().__init__(parent)
-        self._window = parent
-        self.plots: list[StepPlot] = []
-        self.cursor: float | None = None
-        self._chosen: tuple[float, float] | None = None  # steps the person zoomed to
-        self._dirty = False
-        self._timer = QTimer(self)
-        self._timer.setInterval(REDRAW_MILLISECONDS)
-        self._timer.timeout.connect(self._redraw_if_needed)
-        self._timer.start()
-
-    def add(self, plot: StepPlot) -> StepPlot:
-        """Take a plot in."""
-        self.plots.append(plot)
-        plot.pointed.connect(self.point_at)
-        plot.navigated.connect(self._navigate)
-        plot.zoomed.connect(self._zoomed)
-        plot.reset_requested.connect(self.reset)
-        return plot
-
-    def changed(self) -> None:
-        """Points were added: redraw at the next tick."""
-        self._dirty = True
-
-    @Slot()
-    def reset(self) -> None:
-        """Show all steps and fit all values."""
-        self._chosen = None
-        for plot in self.plots:
-            plot.fit_values()
-        self.redraw()
-
-    def show_steps(self, first: float, last: float) -> None:
-        """Zoom all plots to these steps."""
-        self._chosen = (first, last)
-        for plot in self.plots:
-            plot.set_x_range(self._chosen)
-
-    @property
-    def zoomed_in(self) -> bool:
-        """True while the person looks at a part of the run."""
-        return self._chosen is not None
-
-    def redraw(self) -> None:
-        """Draw all plots now."""
-        begin = time.perf_counter()
-        self._dirty = False
-        x_range = self._chosen or self._all_steps()
-        for plot in self.plots:
-            plot.redraw(x_range)
-        self.redrawn.emit()
-        # a slow machine or a huge run: drawing takes at most a fifth of the window's time
-        self._timer.setInterval(max(REDRAW_MILLISECONDS, int(5000 * (time.perf_counter() - begin))))
-
-    @Slot()
-    def _redraw_if_needed(self) -> None:
-        if self._dirty and self._window.isVisible():
-            self.redraw()
-
-    def _all_steps(self) -> tuple[float, float]:
-        ends = [(curve.series.steps[0], curve.series.steps[-1])
-                for plot in self.plots for curve in plot.curves if len(curve.series)]
-        if not ends:
-            return 0.0, 1.0
-        first, last = min(end[0] for end in ends), max(end[1] for end in ends)
-        margin = 0.01 * (last - first) or 1.0
-        return float(first - margin), float(last + margin)
-
-    @Slot()
-    def _zoomed(self) -> None:
-        plot = self.sender()
-        if isinstance(plot, StepPlot):
-            self.show_steps(*plot.x_range())
-
-    @Slot(object)
-    def point_at(self, step: float | None) -> None:
-        """Put the cross-hair of all plots on the measured step nearest to `step`."""
-        steps = self._main_steps()
-        if step is not None:
-            step = float(steps[_nearest(steps, step)]) if len(steps) else None
-        if step == self.cursor:
-            return
-        self.cursor = step
-        for plot in self.plots:
-            plot.set_cursor(step)
-        self.cursor_changed.emit(step)
-
-    @Slot(int)
-    def _navigate(self, points: int) -> None:
-        steps = self._main_steps()
-        if not len(steps):
-            return
-        start = len(steps) - 1 if self.cursor is None else _nearest(steps, self.cursor) + points
-        self.point_at(float(steps[min(max(start, 0), len(steps) - 1)]))
-
-    def _main_steps(self) -> Floats:
-        """The steps of the longest curve."""
-        series = [curve.series for plot in self.plots for curve in plot.curves]
-        return max((one.steps for one in series), key=len, default=np.empty(0))
-
-
 def round_below(value: float) -> float:
     """The largest of 1, 2, 5 times a power of ten that is not above `value`; 0 where that is not positive."""
     if not value > 0 or not math.isfinite(value):
         return 0.0
     power = 10.0 ** math.floor(math.log10(value))
     return float(f"{max(factor for factor in (1, 2, 5) if factor * power <= value * (1 + 1e-9)) * power:.1g}")
-
-
-def _nearest(steps: Floats, step: float) -> int:
-    right = int(np.searchsorted(steps, step))
-    if right == 0:
-        return 0
-    if right == len(steps) or step - steps[right - 1] <= steps[right] - step:
-        return right - 1
-    return right
 
 
 def _drawable(series: Series, values: Floats) -> tuple[Floats, Floats]:

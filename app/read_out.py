@@ -23,7 +23,7 @@ class SwatchMark(QWidget):
         super().__init__()
         self._kind = kind
         self._color = color
-        self.setFixedSize(18, 16)
+        self.setFixedSize(14, 16)
 
     def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802 -- Qt's name
         """Draw the piece in the present scheme's colours."""
@@ -47,11 +47,11 @@ class ReadOut(QWidget):
         super().__init__(parent)
         self._layout = QHBoxLayout(self)
         self._layout.setContentsMargins(0, 0, 0, 0)
-        self._layout.setSpacing(12)
+        self._layout.setSpacing(10)
         self._widest = widest
         self._step = label("", "help")
         self._step.setFont(theme.font("help"))
-        self._step.setFixedWidth(self._text_width("Step 000,000", strong=False))
+        self._step.setFixedWidth(self._text_width("Step 00,000", strong=False))
         self._values: list[QLabel] = []
         self._texts: list[str] = []
         self._layout.addWidget(self._step)
@@ -79,7 +79,7 @@ class ReadOut(QWidget):
         cell = QWidget()
         inside = QHBoxLayout(cell)
         inside.setContentsMargins(0, 0, 0, 0)
-        inside.setSpacing(6)
+        inside.setSpacing(4)
         short = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME - 1] + "…"
         caption = label(short, "help")
         if short != name:

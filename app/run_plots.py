@@ -8,8 +8,9 @@ from PySide6.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QSplitter, QVBox
 
 from app import figures, theme
 from app.figures import NOT_KNOWN
+from app.plot_group import PlotGroup
 from app.plot_panel import PlotTools
-from app.plots import Curve, PlotGroup, StepPlot
+from app.plots import Curve, StepPlot
 from app.read_out import ReadOut
 from app.series import RunSeries, Series
 from app.widgets import Card, label, row

@@ -64,6 +64,26 @@ class RunRecord:
             record.state = "interrupted" if state == "interrupted" else "running"
         return record
 
+    @classmethod
+    def until(cls, run_dir: Path, log: Iterable[events.Event], plan: events.Planned, smoothing: float) -> "RunRecord":
+        """The part of a log before `plan`, with which the run goes on."""
+        record = cls(run_dir, live=False, smoothing=smoothing)
+        for event in log:
+            if event == plan:
+                break
+            record.add(event)
+        return record
+
+    def resume(self, plan: events.Planned) -> None:
+        """What comes now comes live."""
+        self.live = True
+        self.add(plan)
+
+    def break_off(self) -> None:
+        """No more events come, and the run did not say why."""
+        self.state, self.stage = ("interrupted" if self.step else "stopped"), None
+        self._write(self.sentence(), "warning" if self.step else "note")
+
     @property
     def name(self) -> str:
         """The name of the run folder."""

@@ -3,17 +3,19 @@
 import math
 from pathlib import Path
 
-from PySide6.QtCore import Qt, QTimer, Signal, Slot
+from PySide6.QtCore import Qt, QTimer, Signal, SignalInstance, Slot
+from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QHBoxLayout, QProgressBar, QSplitter, QStackedLayout, QVBoxLayout, QWidget
 
 from app import figures, theme
 from app.background import Background
+from app.errors import report
 from app.figure_row import FigureRow, FigureSpec
-from app.plots import REDRAW_MILLISECONDS
+from app.plot_group import REDRAW_MILLISECONDS
 from app.run_log import RunLog
 from app.run_plots import RunPlots
 from app.run_record import RunRecord
-from app.widgets import Card, ElidedLabel, EmptyState, IconLabel, button, column
+from app.widgets import Card, ElidedLabel, EmptyState, IconLabel, button, column, plain_tip
 from core import events, words
 from core.runs.folder import RunFolder
 
@@ -35,20 +37,19 @@ class TrainPage(QWidget):
     """Follows the run that goes on and shows runs of the past.
 
     Signals: `start_requested()`; `resume_requested(Path)`: go on with this run folder;
-    `chat_requested(Path)` and `export_requested(Path)`: with this run folder;
-    `report_requested(Failed)`: copy the report of a failure.
+    `chat_requested(Path)` and `export_requested(Path)`: with this run folder.
     """
 
     start_requested = Signal()
     resume_requested = Signal(object)
     chat_requested = Signal(object)
     export_requested = Signal(object)
-    report_requested = Signal(object)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._live: RunRecord | None = None
         self._shown: RunRecord | None = None
+        self._waiting: list[events.Event] | None = None  # what comes while the past of a resumed run is read
         self._changed = False
         self._reader = Background(self)
         self.figures = FigureRow(_FIGURES)
@@ -67,19 +68,58 @@ class TrainPage(QWidget):
 
     # --- what the window tells -------------------------------------------------------------
 
+    @Slot(object)
     def begin(self, run_dir: Path | None = None) -> None:
-        """A run was started (or attached to): follow it from here."""
+        """A run was started, resumed or attached to: follow it from here."""
+        self._waiting = None
         self._live = RunRecord(run_dir, live=True, smoothing=self.plots.smoothing)
         self._show(self._live)
 
     @Slot(object)
     def on_event(self, event: events.Event) -> None:
-        """Take one event of the run that goes on."""
-        if self._live is None or (not self._live.active and not isinstance(event, events.Result)):
-            self.begin()
+        """Take one event of the run that goes on; what comes after its end is ignored, but for a new start."""
+        if self._waiting is not None:
+            self._waiting.append(event)
+            return
+        if self._live is None or (isinstance(event, events.Started) and not self._live.active):
+            self.begin(event.run_dir if isinstance(event, events.Started) else None)
         assert self._live is not None
+        if not self._live.active:
+            return
+        if isinstance(event, events.Planned) and event.first_step > 0 and self._live.step is None:
+            self._read_past(event)
+            return
         self._live.add(event)
         self._changed = self._changed or self._shown is self._live
+
+    @Slot()
+    def end_run(self) -> None:
+        """The run is over, also where it could not say so itself."""
+        if self._live is not None and self._live.active:
+            self._live.break_off()
+            self._changed = True
+
+    def _read_past(self, plan: events.Planned) -> None:
+        """A run that goes on from a checkpoint: its log up to here first, then what comes."""
+        assert self._live is not None
+        live, smoothing = self._live, self.plots.smoothing
+        self._waiting = []
+        if live.run_dir is None:
+            self._past_read(live, plan)
+            return
+        run = RunFolder(live.run_dir)
+        self._reader.call(lambda: RunRecord.until(run.path, run.read_events(), plan, smoothing),
+                          lambda record: self._past_read(record, plan), lambda _failure: self._past_read(live, plan))
+
+    def _past_read(self, record: RunRecord, plan: events.Planned) -> None:
+        shown = self._shown is self._live
+        waiting, self._waiting = self._waiting or [], None
+        self._live = record
+        record.resume(plan)
+        if shown:
+            self._show(record)
+        for event in waiting:
+            self.on_event(event)
 
     def set_paused(self, paused: bool) -> None:
         """The person paused the run that goes on, or let it go on."""
@@ -90,7 +130,7 @@ class TrainPage(QWidget):
     def set_ready(self, ready: bool, reason: str = "") -> None:
         """Whether Start in the empty state may be pressed, and if not, why."""
         self.empty.button.setEnabled(ready)
-        self.empty.button.setToolTip("" if ready else reason)
+        self.empty.button.setToolTip(plain_tip("" if ready else reason))
 
     def show_run(self, run_dir: Path) -> None:
         """Show a run of the past from its log; the run that goes on, if it is that one."""
@@ -227,13 +267,16 @@ class TrainPage(QWidget):
         self.chat_button.setVisible(done and record.state != "failed")
         self.export_button.setVisible(done and record.state != "failed")
         self.resume_button.setVisible(record.can_resume)
+        if self.report_button.isVisibleTo(self) and record.failure is None:
+            self.report_button.setText("Copy report")
         self.report_button.setVisible(record.failure is not None)
         self.live_button.setVisible(self._live is not None and self._live is not record and self._live.active)
 
-    def _tell_run(self, signal: object) -> None:
+    def _tell_run(self, signal: SignalInstance) -> None:
         if self._shown is not None and self._shown.run_dir is not None:
-            signal.emit(self._shown.run_dir)  # type: ignore[attr-defined]
+            signal.emit(self._shown.run_dir)
 
     def _copy_report(self) -> None:
         if self._shown is not None and self._shown.failure is not None:
-            self.report_requested.emit(self._shown.failure)
+            QGuiApplication.clipboard().setText(report(self._shown.failure))
+            self.report_button.setText("Copied")

@@ -1,0 +1,353 @@
+"""The Chat page: base and tuned model answer the same question side by side."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from PySide6.QtCore import QSize, Qt, Signal, Slot
+from PySide6.QtGui import QShowEvent
+from PySide6.QtWidgets import QHBoxLayout, QLineEdit, QPushButton, QSlider, QSpinBox, QVBoxLayout, QWidget
+
+from app import theme
+from app.chat_column import ChatColumn
+from app.chat_examples import Examples, examples_of, is_sample, sample_examples
+from app.chat_input import ChatInput
+from app.operations import Operation, Operations
+from app.run_list import runs_with_adapters
+from app.run_picker import RunPicker
+from app.widgets import Card, EmptyState, button, clear_layout, label, plain_tip, row
+from core import events
+from core.config import RunConfig
+from core.errors import CoreError, describe
+from core.jobs import Generate, PreviewRows
+from core.paths import runs_root
+from core.runs.folder import RunFolder
+
+
+class ChatPage(QWidget):
+    """Asks the working engine through `operations`.
+
+    Args:
+        operations: runs the jobs.
+        root: gives the folder of the runs.
+
+    Signals: `train_requested()`: there is no run and the person wants to train one.
+    """
+
+    train_requested = Signal()
+
+    def __init__(self, operations: Operations, root: Callable[[], Path] = runs_root,
+                 parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._operations, self._root = operations, root
+        self._operation: Operation | None = None
+        self._base_model = ""  # of the form, asked where no run is chosen
+        self._config: RunConfig | None = None  # of the chosen run
+        self._seed = 0
+        self._last_question = ""
+        self._own_system = False  # the person wrote the system message
+        self.picker = RunPicker(none="No run: base model only")
+        self.picker.changed.connect(self._run_changed)
+        self.base = ChatColumn("Base", "Ask something: the model as it was answers here.")
+        self.tuned = ChatColumn("Tuned", "Ask something: the model with your adapter answers here.")
+        self.no_adapter = EmptyState("Train an adapter first, then both models answer side by side.",
+                                     "Go to Train", icon="chart-line")
+        self.no_adapter.pressed.connect(self.train_requested)
+        self._tuned_card = Card()
+        self._tuned_card.body.addWidget(self.no_adapter)
+        self.examples = QVBoxLayout()
+        self._build()
+        self._run_changed()
+
+    # --- what the window tells -------------------------------------------------------------
+
+    def set_base(self, model: str) -> None:
+        """The base model of the form, which answers where no run is chosen."""
+        if model != self._base_model:
+            self._base_model = model
+            if self.picker.run is None:
+                self._run_changed()
+
+    def choose_run(self, path: Path, checkpoint: str = "") -> None:
+        """Chat with this run."""
+        self.refresh_runs()
+        self.picker.choose(path, checkpoint)
+        self.input.setFocus()
+
+    def refresh_runs(self) -> None:
+        """Look for runs anew; the newest is chosen where none was."""
+        had, before = self.picker.run_box.count() > 1, self.picker.adapter
+        try:
+            runs = runs_with_adapters(self._root())
+        except OSError as error:
+            self.message.setText(describe(error).message)
+            return
+        self.picker.set_runs(runs)
+        if runs and not had:
+            self.picker.choose(runs[0].path)
+        elif before != self.picker.adapter:
+            self._run_changed()
+
+    @property
+    def busy(self) -> bool:
+        """True while an answer is on its way."""
+        return self._operation is not None
+
+    # --- how it is built -------------------------------------------------------------------
+
+    def _build(self) -> None:
+        layout = QVBoxLayout(self)
+        margin = theme.PAGE_MARGIN
+        layout.setContentsMargins(margin, theme.CARD_GAP, margin, theme.CARD_GAP)
+        layout.setSpacing(12)
+        layout.addLayout(self._build_head())
+        columns = QHBoxLayout()
+        columns.setSpacing(theme.CARD_GAP)
+        for column in (self.base, self.tuned, self._tuned_card):
+            columns.addWidget(column, 1)
+            column.setMinimumWidth(240)
+        layout.addLayout(columns, 1)
+        self.examples.setSpacing(theme.GRID // 2)
+        layout.addLayout(self.examples)
+        layout.addLayout(self._build_foot())
+
+    def _build_head(self) -> QHBoxLayout:
+        self.clear_button = button("Clear", self.clear, icon="eraser", tip="Begin a new conversation")
+        return row(self.picker, None, self.clear_button)
+
+    def _build_settings(self) -> QHBoxLayout:
+        self.system = QLineEdit()
+        self.system.setPlaceholderText("none")
+        self.system.setAccessibleName("System message")
+        self.system.setToolTip(plain_tip("Stands before every conversation. Proposed is the one that the rows have."))
+        self.system.textEdited.connect(self._system_edited)
+        self.temperature = QSlider(Qt.Orientation.Horizontal)
+        self.temperature.setRange(0, 30)
+        self.temperature.setFixedWidth(96)
+        self.temperature.setAccessibleName("Temperature")
+        self.temperature.setToolTip(plain_tip("0: always the most likely word. Higher: more varied, less certain."))
+        self._temperature_text = label("", "help")
+        self._temperature_text.setFixedWidth(30)
+        self.temperature.valueChanged.connect(self._temperature_moved)
+        self._temperature_moved(0)
+        self.most_tokens = QSpinBox()
+        self.most_tokens.setRange(1, 8192)
+        self.most_tokens.setValue(256)
+        self.most_tokens.setSuffix(" tokens")
+        self.most_tokens.setFixedWidth(104)
+        self.most_tokens.lineEdit().setTextMargins(8, 0, 0, 0)
+        self.most_tokens.setAccessibleName("Longest answer")
+        self.most_tokens.setToolTip(plain_tip("An answer is cut off after so many tokens."))
+        settings = row(label("System message", "help"), self.system, theme.GRID, label("Temperature", "help"),
+                       self.temperature, self._temperature_text, theme.GRID, label("At most", "help"), self.most_tokens)
+        settings.setStretch(1, 1)
+        return settings
+
+    def _build_foot(self) -> QVBoxLayout:
+        self.message = label("", "error")
+        self.input = ChatInput()
+        self.input.submitted.connect(self.send)
+        self.send_button = button("Send", self.send, icon="paper-plane-right")
+        self.stop_button = button("Stop", self.stop, icon="stop")
+        for made in (self.send_button, self.stop_button):
+            made.setMinimumWidth(96)
+        self.stop_button.hide()
+        foot = QVBoxLayout()
+        foot.setSpacing(theme.GRID)
+        foot.addLayout(self._build_settings())
+        ask = row(self.input, self.send_button, self.stop_button)
+        ask.setAlignment(self.send_button, Qt.AlignmentFlag.AlignBottom)
+        ask.setAlignment(self.stop_button, Qt.AlignmentFlag.AlignBottom)
+        foot.addLayout(ask)
+        foot.addWidget(self.message)
+        self.message.hide()
+        return foot
+
+    # --- asking ----------------------------------------------------------------------------
+
+    @Slot()
+    def send(self) -> None:
+        """Ask what stands in the input."""
+        question = self.input.toPlainText().strip()
+        if not question or self.busy:
+            return
+        if not self._model():
+            self._say("Choose a base model on the Model page first.")
+            return
+        self._say("")
+        self._last_question = question
+        self.input.clear()
+        self._show_examples(Examples())
+        columns = self._columns()
+        for column in columns.values():
+            column.ask(question)
+        self._seed += 1
+        operation = self._operations.work(self._job(columns))
+        operation.on(events.Progress, self._progress).on(events.TokenGenerated, self._token)
+        operation.on(events.GenerationDone, self._done).on(events.Failed, self._failed)
+        operation.cancelled.connect(self._cancelled)
+        operation.ended.connect(self._ended)
+        self._operation = operation
+        self._show_busy()
+        operation.start()
+
+    def _job(self, columns: dict[str, ChatColumn]) -> Generate:
+        system = self.system.text().strip()
+        before = (("system", system),) if system else ()
+        adapter = self.picker.adapter
+        training = self._config.training if self._config else None
+        return Generate(
+            self._model(), adapter.path if adapter else None,
+            {name: (*before, *column.conversation) for name, column in columns.items()},
+            temperature=self.temperature.value() / 20, max_new_tokens=self.most_tokens.value(), seed=self._seed,
+            dtype=training.dtype if training else "auto")
+
+    def _columns(self) -> dict[str, ChatColumn]:
+        return {"base": self.base, "tuned": self.tuned} if self.picker.adapter else {"base": self.base}
+
+    def _model(self) -> str:
+        return self._config.model.path if self._config else self._base_model
+
+    def stop(self) -> None:
+        """End the answers; what was said stays."""
+        if self._operation is not None:
+            self._operation.cancel()
+
+    def clear(self) -> None:
+        """Begin a new conversation."""
+        if self._operation is not None:
+            self._operation.discard()
+            self._forget_operation()
+        self.base.clear()
+        self.tuned.clear()
+        self._say("")
+        self._suggest()
+
+    @Slot(object)
+    def _progress(self, event: events.Progress) -> None:
+        for column in self._columns().values():
+            column.tell(f"{event.stage}…")
+
+    @Slot(object)
+    def _token(self, event: events.TokenGenerated) -> None:
+        self._columns()[event.column].append(event.text)
+
+    @Slot(object)
+    def _done(self, event: events.GenerationDone) -> None:
+        self._columns()[event.column].end_answer(event.tokens, event.seconds, event.stopped)
+
+    @Slot(object)
+    def _failed(self, failure: events.Failed) -> None:
+        for column in self._columns().values():
+            column.fail(failure.message, failure.hint)
+        if not self.input.toPlainText():
+            self.input.setPlainText(self._last_question)  # nothing typed is lost
+
+    @Slot()
+    def _cancelled(self) -> None:
+        if self.sender() is self._operation:
+            for column in self._columns().values():
+                column.stop_waiting()
+
+    @Slot()
+    def _ended(self) -> None:
+        if self.sender() is self._operation:
+            self._forget_operation()
+
+    def _forget_operation(self) -> None:
+        self._operation = None
+        self._show_busy()
+
+    def _show_busy(self) -> None:
+        self.send_button.setVisible(not self.busy)
+        self.stop_button.setVisible(self.busy)
+        self.picker.setEnabled(not self.busy)
+
+    # --- which run -------------------------------------------------------------------------
+
+    @Slot()
+    def _run_changed(self) -> None:
+        run, adapter = self.picker.run, self.picker.adapter
+        self._config = None
+        if run is not None:
+            try:
+                self._config = RunFolder(run.path).config()
+            except CoreError as error:
+                self._say(f"{error.message} {error.hint}".strip())
+        if self.tuned.conversation and not self.input.toPlainText():
+            self.input.setPlainText(self._last_question)  # ready to be asked of the other checkpoint
+        if not self._own_system:
+            self.system.clear()
+        self.tuned.setVisible(adapter is not None)
+        self._tuned_card.setVisible(adapter is None)
+        self.base.name.set_text(Path(self._model()).name if self._model() else "no base model chosen")
+        self.tuned.name.set_text(f"{run.name}, {adapter.title.lower()}" if run and adapter else "")
+        self.clear()
+
+    def _suggest(self) -> None:
+        """Offer example questions from the run's own rows."""
+        config = self._config
+        if config is None:
+            self._show_examples(Examples())
+            return
+        if is_sample(config):
+            try:
+                self._show_examples(sample_examples())
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                self._say(describe(error).message)
+            return
+        self._show_examples(Examples())
+        if config.data.train:
+            self._operations.work(PreviewRows(config, count=3), latest="chat examples").on(
+                events.RowsPrepared, self._rows_came).on(events.Failed, self._no_rows).start()
+
+    @Slot(object)
+    def _rows_came(self, event: events.RowsPrepared) -> None:
+        if not self.base.conversation:
+            self._show_examples(examples_of([list(preview.messages) for preview in event.rows]))
+
+    @Slot(object)
+    def _no_rows(self, _failure: events.Failed) -> None:
+        """The data may be gone by now: there are no examples then, and the chat works without."""
+
+    def _show_examples(self, examples: Examples) -> None:
+        clear_layout(self.examples)
+        if examples.system and not self._own_system:
+            self.system.setText(examples.system)
+        if examples.questions:
+            self.examples.addWidget(label("Rows to try", "help"))
+        for question in examples.questions:
+            self.examples.addLayout(row(_chip(question, self._ask_example), None))
+
+    def _ask_example(self, question: str) -> None:
+        self.input.setPlainText(question)
+        self.send()
+
+    def _say(self, text: str) -> None:
+        self.message.setText(text)
+        self.message.setVisible(bool(text))
+
+    @Slot()
+    def _system_edited(self) -> None:
+        self._own_system = bool(self.system.text())
+
+    @Slot(int)
+    def _temperature_moved(self, position: int) -> None:
+        self._temperature_text.setText(f"{position / 20:.2f}")
+
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802 -- Qt's name
+        """Runs may have come since the page was seen last."""
+        super().showEvent(event)
+        if not self.busy:
+            self.refresh_runs()
+
+    def sizeHint(self) -> QSize:  # noqa: N802
+        """A page."""
+        return QSize(1000, 640)
+
+
+def _chip(question: str, ask: Callable[[str], None]) -> QPushButton:
+    shown = " ".join(question.split())
+    made = button(shown if len(shown) <= 90 else shown[:89] + "…", lambda: ask(question), role="chip",
+                  tip=question)
+    made.setAccessibleName(f"Ask: {shown}")
+    return made
