@@ -45,6 +45,7 @@ QPushButton[role="danger"] {{ color: {c.danger_text}; }}
 QPushButton[role="link"] {{ background: transparent; border: none; padding: 2px 0; color: {c.accent_text};
     text-align: left; }}
 QPushButton[role="link"]:hover, QPushButton[role="link"]:focus {{ text-decoration: underline; }}
+QPushButton[role="chip"] {{ border-radius: 16px; padding: 5px 14px; text-align: left; }}
 QPushButton[role="navigation"] {{ background: transparent; border: none; border-radius: 6px; text-align: left;
     padding: 7px 8px; }}
 QPushButton[role="navigation"]:hover {{ background: {c.hover}; }}
@@ -54,6 +55,9 @@ QPushButton[role="navigation"]:focus {{ border: 1px solid {c.accent}; padding: 6
 QLineEdit, QAbstractSpinBox, QComboBox, QPlainTextEdit, QTextEdit {{ background: {c.surface}; color: {c.text};
     border: 1px solid {c.border}; border-radius: 6px; padding: 4px 8px; min-height: 20px;
     selection-background-color: {c.accent_soft}; selection-color: {c.text}; }}
+QAbstractSpinBox {{ padding-left: 0; padding-right: 0; }}
+QAbstractSpinBox QLineEdit {{ border: none; padding: 0 8px; min-height: 0; background: transparent; }}
+QAbstractSpinBox::up-button, QAbstractSpinBox::down-button {{ width: 0; border: none; }}
 QLineEdit:focus, QAbstractSpinBox:focus, QComboBox:focus, QPlainTextEdit:focus, QTextEdit:focus {{
     border-color: {c.accent}; }}
 QLineEdit[wrong="true"], QAbstractSpinBox[wrong="true"], QComboBox[wrong="true"] {{ border-color: {c.danger}; }}
@@ -62,6 +66,10 @@ QLineEdit:disabled, QAbstractSpinBox:disabled, QComboBox:disabled {{ color: {c.d
 QComboBox::drop-down {{ border: none; width: 24px; }}
 QComboBox::down-arrow {{ image: url("{caret}"); width: 12px; height: 12px; }}
 QComboBox QAbstractItemView {{ background: {c.surface}; border: 1px solid {c.border}; outline: none; padding: 4px; }}
+
+QFrame[role="bubble"] {{ background: {c.window}; border: 1px solid {c.border}; border-radius: 10px; }}
+QFrame[role="bubble-mine"] {{ background: {c.accent_soft}; border: none; border-radius: 10px; }}
+QPlainTextEdit[role="bubble-text"] {{ background: transparent; border: none; padding: 0; min-height: 0; }}
 
 QListView, QTreeView, QTableView {{ background: {c.surface}; border: 1px solid {c.border}; border-radius: 6px;
     outline: none; }}

@@ -156,7 +156,9 @@ class EmptyState(QWidget):
         if icon:
             picture = IconLabel(icon, 32, "dim_text")
             layout.addWidget(picture, 0, Qt.AlignmentFlag.AlignHCenter)
-        layout.addWidget(self.sentence, 0, Qt.AlignmentFlag.AlignHCenter)
+        middle = row(None, self.sentence, None)  # not by alignment: that would cut off the second line
+        middle.setStretch(1, 4)
+        layout.addLayout(middle)
         self.button = button(button_text, self.pressed.emit, role="primary" if primary else "")
         self.button.setVisible(bool(button_text))
         layout.addWidget(self.button, 0, Qt.AlignmentFlag.AlignHCenter)
