@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from core.data.readers import RawRow, read_rows
-from core.data.source import place
+from core.data.readers import TEXT_BLOCK_CHARACTERS, RawRow, read_rows, split_text
+from core.data.source import Report, place, stop_at
 from core.errors import DataError
 from core.events import Message
 
@@ -71,18 +71,36 @@ class Conversation:
         return place(self.file, self.line)
 
 
-def read_conversations(path: Path) -> Iterator[Conversation]:
-    """The conversations of one file, all of the same format.
+def read_conversations(path: Path, report: Report = stop_at) -> Iterator[Conversation]:
+    """The conversations of one file, all of the same format; a long plain text comes in parts.
+
+    A row that can not be used goes to `report`; if that returns, reading goes on.
 
     Raises:
-        DataError: naming file and line.
+        DataError: naming file and line, where reading can not go on.
     """
     first: Conversation | None = None
-    for row in read_rows(path):
-        conversation = to_conversation(row)
-        first = first or conversation
-        require_same_format(first, conversation)
+    for row in read_rows(path, report):
+        try:
+            conversation = to_conversation(row)
+            first = first or conversation
+            require_same_format(first, conversation)
+        except DataError as error:
+            report(error)
+            continue
+        yield from _parts(conversation)
+
+
+def _parts(conversation: Conversation) -> Iterator[Conversation]:
+    """Itself, or a long plain text in parts."""
+    message = conversation.messages[0]
+    if not conversation.is_text or len(message.content) <= TEXT_BLOCK_CHARACTERS:
         yield conversation
+        return
+    texts = split_text(message.content)
+    for number, text in enumerate(texts, 1):
+        yield replace(conversation, messages=(replace(message, content=text),),
+                      continues=conversation.continues or number < len(texts))
 
 
 def require_same_format(first: Conversation, conversation: Conversation) -> None:

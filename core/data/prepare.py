@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from core.config import DataConfig
 from core.control import Control
 from core.data.formats import Conversation, read_conversations
+from core.data.source import Report, stop_at
 from core.data.template import EncodedRow, RowEncoder
 from core.errors import DataError
 from core.events import Event, Progress, Warned
@@ -44,51 +45,43 @@ def prepare_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int
     encoder = RowEncoder(tokenizer, data.train_on, data.max_length)
     rows: list[EncodedRow] = []
     dropped = cut = cut_to_nothing = 0
-    for batch in read_batches(data, control):
-        yield batch.progress
-        for pieces in encoder.encode(batch.conversations, batch.first_index):
-            for item in pieces:
-                row = item.row
-                cut += row.cut
-                if row.supervised.any():
-                    rows.append(row)
-                else:
-                    dropped += 1
-                    cut_to_nothing += row.cut
+    for conversations, progress in read_batches(data, control):
+        yield progress
+        for item in encoder.encode(conversations, len(rows) + dropped):
+            row = item.row
+            cut += row.cut
+            if row.supervised.any():
+                rows.append(row)
+            else:
+                dropped += 1
+                cut_to_nothing += row.cut
     if not rows:
-        raise _nothing_to_learn(data, dropped, cut_to_nothing)
+        raise nothing_to_learn(data, dropped, cut_to_nothing)
     yield from _warnings(data, len(rows), dropped, cut, encoder)
     train, validation = split(rows, data.validation_fraction, seed)
     return PreparedData(tuple(train), tuple(validation), dropped, cut)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Conversations read together, the number of rows before them, and how far the files are read."""
+def read_batches(data: DataConfig, control: Control,
+                 report: Report = stop_at) -> Iterator[tuple[list[Conversation], Progress]]:
+    """The conversations of all training files, in batches, and how far the files are read.
 
-    conversations: list[Conversation]
-    first_index: int
-    progress: Progress
-
-
-def read_batches(data: DataConfig, control: Control) -> Iterator[Batch]:
-    """The conversations of all training files, in batches; polls `control` between them.
+    Polls `control` between the batches. Rows that can not be used go to `report`.
 
     Raises:
+        Cancelled: a stop was asked for.
         DataError: no file is chosen, or one can not be read.
     """
     if not data.train:
         raise DataError("No training file is chosen.", "Choose a file on the Data page, or set data.train.")
     paths = [Path(name) for name in data.train]
     sizes = [path.stat().st_size if path.is_file() else 0 for path in paths]
-    index = 0
     for number, path in enumerate(paths):
-        rows = read_conversations(path)
+        rows = read_conversations(path, report)
         while batch := list(islice(rows, BATCH_ROWS)):
             control.check()
             read = sum(sizes[:number]) + min(batch[-1].offset, sizes[number])
-            yield Batch(batch, index, Progress(STAGE, read, sum(sizes), "bytes"))
-            index += len(batch)
+            yield batch, Progress(STAGE, read, sum(sizes), "bytes")
 
 
 def split(rows: list[EncodedRow], fraction: float, seed: int) -> tuple[list[EncodedRow], list[EncodedRow]]:
@@ -116,7 +109,8 @@ def split(rows: list[EncodedRow], fraction: float, seed: int) -> tuple[list[Enco
             [row for number, row in enumerate(rows) if number in held_out])
 
 
-def _nothing_to_learn(data: DataConfig, dropped: int, cut_to_nothing: int) -> DataError:
+def nothing_to_learn(data: DataConfig, dropped: int, cut_to_nothing: int) -> DataError:
+    """Why none of the `dropped` rows teaches anything; `cut_to_nothing` of them were cut at the limit."""
     if cut_to_nothing == dropped:
         return DataError(f"No row has a token to learn: the limit of {data.max_length} tokens cuts off every answer.",
                          "Raise the maximum length.")

@@ -1,15 +1,14 @@
 """Rows of dataset files: JSONL, JSON, CSV, TSV and plain text, recognised by content, read as a stream."""
 
 import csv
-import io
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from core.data.json_rows import array_elements, parse_row
-from core.data.source import HEAD_BYTES, ROW_LIMIT_BYTES, Source, decode, open_source, place, too_long
+from core.data.source import ROW_LIMIT_BYTES, Report, Source, decode, open_source, place, stop_at, too_long
 from core.errors import DataError
 
 TEXT_BLOCK_CHARACTERS = 32768  # a long plain text is read in blocks of about so many characters
@@ -38,19 +37,23 @@ class RawRow:
     continues: bool = False
 
 
-def read_rows(path: Path) -> Iterator[RawRow]:
+def read_rows(path: Path, report: Report = stop_at) -> Iterator[RawRow]:
     """The rows of one file, in order; memory holds one row at a time.
 
+    A row that can not be read goes to `report`; if that returns, reading goes on after the row.
+
     Raises:
-        DataError: naming file and line, at the row that can not be read.
+        DataError: naming file and line, where reading can not go on.
     """
     with open_source(path) as (source, head):
-        kind = detect_kind(path, head)
         readers = {"jsonl": _json_lines, "json": _json_array, "csv": _table, "tsv": _table, "text": _text}
         empty = True
-        for row in readers[kind](source, path, head):
+        for row in readers[detect_kind(path, head)](source, path, head):
             empty = False
-            yield row
+            if isinstance(row, DataError):
+                report(row)
+            else:
+                yield row
         if empty:
             raise DataError(f"{path} holds no rows.", "Choose a file that holds rows.")
 
@@ -108,27 +111,31 @@ def _lines(source: Source, file: Path) -> Iterator[tuple[int, bytes, int]]:
         yield number, line, offset
 
 
-def _json_lines(source: Source, file: Path, head: bytes) -> Iterator[RawRow]:
+def _json_lines(source: Source, file: Path, head: bytes) -> Iterator[RawRow | DataError]:
     for number, line, offset in _lines(source, file):
         raw = line.strip()
         if raw:
-            yield _row(file, number, parse_row(raw, file, number), offset)
+            yield _json_row(file, number, raw, offset)
 
 
-def _json_array(source: Source, file: Path, head: bytes) -> Iterator[RawRow]:
+def _json_array(source: Source, file: Path, head: bytes) -> Iterator[RawRow | DataError]:
     for number, raw, offset in array_elements(source, file):
-        yield _row(file, number, parse_row(raw, file, number), offset)
+        yield _json_row(file, number, raw, offset)
 
 
-def _row(file: Path, line: int, value: Any, offset: int) -> RawRow:
+def _json_row(file: Path, line: int, raw: bytes, offset: int) -> RawRow | DataError:
+    try:
+        value = parse_row(raw, file, line)
+    except DataError as error:
+        return error
     if not isinstance(value, dict | str):
         name = {list: "a list", bool: "true or false", type(None): "null"}.get(type(value), "a number")
-        raise DataError(f"{place(file, line)}: a row must be a JSON object, not {name}.",
-                        'For example: {"prompt": "…", "completion": "…"}')
+        return DataError(f"{place(file, line)}: a row must be a JSON object, not {name}.",
+                         'For example: {"prompt": "…", "completion": "…"}')
     return RawRow(file, line, value, offset)
 
 
-def _table(source: Source, file: Path, head: bytes) -> Iterator[RawRow]:
+def _table(source: Source, file: Path, head: bytes) -> Iterator[RawRow | DataError]:
     csv.field_size_limit(ROW_LIMIT_BYTES)  # its default refuses fields of 128 KiB
     position = [0]
 
@@ -145,14 +152,18 @@ def _table(source: Source, file: Path, head: bytes) -> Iterator[RawRow]:
             if cells and not names:
                 names = _column_names(file, line, cells)
             elif cells:
-                if len(cells) != len(names):
-                    raise DataError(f"{place(file, line)}: {len(cells)} cells, but the first line names "
-                                    f"{len(names)} columns.", "Put texts that hold commas or line ends in quotes.")
-                yield RawRow(file, line, dict(zip(names, cells, strict=True)), position[0])
+                yield _table_row(file, line, names, cells, position[0])
             line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{place(file, line)}: this table row can not be read: {error}.",
                         "Put texts that hold commas, quotes or line ends in quotes.") from None
+
+
+def _table_row(file: Path, line: int, names: list[str], cells: list[str], offset: int) -> RawRow | DataError:
+    if len(cells) != len(names):
+        return DataError(f"{place(file, line)}: {len(cells)} cells, but the first line names {len(names)} columns.",
+                         "Put texts that hold commas or line ends in quotes.")
+    return RawRow(file, line, dict(zip(names, cells, strict=True)), offset)
 
 
 def _delimiter(file: Path, head: bytes) -> str:
@@ -172,36 +183,39 @@ def _column_names(file: Path, line: int, cells: list[str]) -> list[str]:
 
 def _text(source: Source, file: Path, head: bytes) -> Iterator[RawRow]:
     """The whole file is one document, given in blocks that end at a line end or a space."""
-    first, block, offset = 1, io.StringIO(), 0
-    pending: RawRow | None = None
-    for piece, line, offset in _text_pieces(source, file):
-        if block.tell() + len(piece) > TEXT_BLOCK_CHARACTERS and block.tell():
-            if pending is not None:
-                yield pending
-            pending = _text_row(file, first, block.getvalue(), offset, continues=True)
-            first, block = line, io.StringIO()
-        block.write(piece)
-    last = block.getvalue()
-    if pending is not None:
-        yield pending if last.strip() else RawRow(file, pending.line, pending.value, offset)
-    if last.strip():
-        yield _text_row(file, first, last.rstrip(), offset, continues=False)
+    previous: RawRow | None = None
+    for row in _text_blocks(source, file):
+        if previous is not None:
+            yield previous
+        previous = row
+    if previous is not None:
+        yield replace(previous, value=str(previous.value).rstrip(), continues=False)
 
 
-def _text_row(file: Path, line: int, text: str, offset: int, *, continues: bool) -> RawRow:
-    return RawRow(file, line, text, offset, continues)
+def _text_blocks(source: Source, file: Path) -> Iterator[RawRow]:
+    line, block, offset = 1, "", 0
+    for number, raw, end in _lines(source, file):
+        text = decode(raw, file, number).replace("\r\n", "\n")
+        if block and len(block) + len(text) > TEXT_BLOCK_CHARACTERS:
+            yield RawRow(file, line, block, offset, continues=True)
+            block = ""
+        if not block.strip():
+            line, block = number, ""
+        *whole, block = split_text(block + text)
+        for part in whole:
+            yield RawRow(file, number, part, offset, continues=True)
+        offset = end
+    if block.strip():
+        yield RawRow(file, line, block, offset, continues=True)
 
 
-def _text_pieces(source: Source, file: Path) -> Iterator[tuple[str, int, int]]:
-    """Lines, and very long lines cut at spaces: (text, line, bytes read so far)."""
-    for number, raw, offset in _lines(source, file):
-        line = decode(raw, file, number).replace("\r\n", "\n")
-        while len(line) > TEXT_BLOCK_CHARACTERS:
-            cut = line.rfind(" ", TEXT_BLOCK_CHARACTERS // 2, TEXT_BLOCK_CHARACTERS)
-            cut = cut if cut > 0 else TEXT_BLOCK_CHARACTERS
-            yield line[:cut], number, offset
-            line = line[cut:]
-        yield line, number, offset
-
-
-__all__ = ["HEAD_BYTES", "RawRow", "detect_kind", "read_rows"]
+def split_text(text: str) -> list[str]:
+    """A long text in parts of at most TEXT_BLOCK_CHARACTERS, cut before a space where there is one."""
+    parts, start = [], 0
+    while len(text) - start > TEXT_BLOCK_CHARACTERS:
+        end = start + TEXT_BLOCK_CHARACTERS
+        space = text.rfind(" ", start + TEXT_BLOCK_CHARACTERS // 2, end)
+        end = space if space > 0 else end
+        parts.append(text[start:end])
+        start = end
+    return [*parts, text[start:]]

@@ -3,7 +3,7 @@
 import codecs
 import contextlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -18,6 +18,14 @@ _OTHER_KINDS = (
     (b"ARROW1", "an Arrow file"), (b"%PDF", "a PDF file"), (b"SQLite format 3", "a database"),
     (b"\x89HDF", "an HDF5 file"), (b"GGUF", "a model (GGUF)"),
 )
+
+
+Report = Callable[[DataError], None]  # what is done with a row that can not be used
+
+
+def stop_at(error: DataError) -> None:
+    """The Report of a run: the first row that can not be used ends it."""
+    raise error
 
 
 def place(file: Path, line: int) -> str:
