@@ -120,7 +120,7 @@ def check_data(options: argparse.Namespace, control: Control) -> Iterator[Event]
     for event in _without_result(run_job(ScanData(config), control)):
         yield event
         if isinstance(event, DataScanned):
-            yield Result(dataclasses.asdict(event))
+            yield Result({**dataclasses.asdict(event), "passed": not event.problems})
 
 
 def models(options: argparse.Namespace, control: Control) -> Iterator[Event]:

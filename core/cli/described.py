@@ -3,40 +3,37 @@
 from pathlib import Path
 from typing import Any
 
-from core.events import Evaluated, Finished, Planned, StepDone
 from core.runs.folder import RunFolder
+from core.runs.history import summarise
 
 
 def describe_run(run: RunFolder) -> dict[str, Any]:
-    """Model, state, steps and losses of a run, from its folder alone."""
+    """Model, state, steps and losses of a run, from its folder alone.
+
+    Raises:
+        ConfigError: its run file can not be read.
+    """
     config = run.config()
-    planned, last, best, finished = None, None, None, None
-    seconds = 0.0
-    for event in run.read_events():
-        match event:
-            case Planned():
-                planned = event
-            case StepDone():
-                last, seconds = event, seconds + event.seconds
-            case Evaluated(best=True):
-                best = event
-            case Finished():
-                finished = event
+    summary = summarise(run)
     return {
         "kind": "run",
         "path": str(run.path),
-        "state": run.state(),
+        "state": summary.state,
+        "problem": summary.problem,
         "model": config.model.path,
         "data": list(config.data.train),
-        "steps": last.step if last else 0,
-        "total_steps": planned.total_steps if planned else 0,
-        "loss": last.loss if last else None,
-        "validation_loss": best.loss if best else None,
-        "best_step": best.step if best else None,
-        "step_seconds": round(seconds, 3),
-        "trainable_parameters": planned.trainable_parameters if planned else None,
+        "method": summary.method,
+        "rank": summary.rank,
+        "alpha": summary.alpha,
+        "steps": summary.steps_done,
+        "total_steps": summary.steps_total,
+        "loss": summary.last_loss,
+        "validation_loss": summary.best_validation_loss,
+        "seconds": summary.seconds,
+        "trainable_parameters": summary.trainable_parameters,
+        "bytes": summary.bytes,
         "checkpoints": [folder.name for folder in run.checkpoint_folders()],
-        "adapter": str(finished.path) if finished else None,
+        "adapter": str(run.adapter) if run.adapter.is_dir() else None,
     }
 
 

@@ -65,7 +65,14 @@ def _show_all(options: argparse.Namespace, control: Control, screen: Screen) -> 
         failed = Failed.of(error)
         screen.fail(failed, _write_report(failed) if _is_unexpected(error) else "")
         return False
-    return result is None or result.values.get("passed", True) is not False
+    return result is not None and not _proved_wrong(result)
+
+
+def _proved_wrong(result: Result) -> bool:
+    """True where a receipt says that the export is not what was trained."""
+    receipt = result.values.get("receipt")
+    in_receipt = isinstance(receipt, dict) and receipt.get("passed") is False
+    return in_receipt or result.values.get("passed") is False
 
 
 def _is_unexpected(error: Exception) -> bool:

@@ -4,6 +4,7 @@ Foreign text (answers, file names, messages) is never read as markup, and contro
 could steer the terminal are shown as what they are.
 """
 
+import io
 import json
 import sys
 import time
@@ -18,6 +19,7 @@ from core import events, words
 
 ResultText = Callable[[dict[str, Any]], str]
 _SECONDS_BETWEEN_LINES = 10.0
+_WIDE = 100  # characters; in a narrower terminal the bar is shorter
 
 
 class Screen(Protocol):
@@ -179,9 +181,9 @@ class _Bar:
         self._tokens_per_second += (speed - self._tokens_per_second) * (0.1 if self._tokens_per_second else 1.0)
         self._seconds_per_step += (seconds - self._seconds_per_step) * (0.1 if self._seconds_per_step else 1.0)
         left = words.duration((self._total - event.step) * self._seconds_per_step)
-        self._draw("Training", event.step, self._total,
-                   f"step {event.step:,} of {self._total:,} · loss {event.loss:.4f} · "
-                   f"{self._tokens_per_second:,.0f} tokens/s · {left} left")
+        parts = (f"step {event.step:,} of {self._total:,}", f"loss {event.loss:.4f}",
+                 f"{self._tokens_per_second:,.0f} tokens/s", f"{left} left" if event.step < self._total else "")
+        self._draw("Training", event.step, self._total, " · ".join(filter(None, parts)))
 
     def close(self) -> None:
         """Take the bar from the terminal."""
@@ -194,10 +196,11 @@ class _Bar:
             self._print_line(stage, done, total, text)
             return
         if self._progress is None:
-            self._progress = Progress(TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+            bar = BarColumn(bar_width=24 if self._console.width >= _WIDE else 10)
+            self._progress = Progress(TextColumn("{task.description}", markup=False), bar,
                                       TextColumn("{task.fields[text]}", markup=False),
                                       console=self._console, transient=True)
-            self._task = self._progress.add_task("", text="")
+            self._task = self._progress.add_task(visible(stage), text=visible(text))
             self._progress.start()
         if self._task is not None:
             self._progress.update(self._task, description=visible(stage), completed=done, total=total or None,
@@ -234,5 +237,5 @@ def _planned_text(event: events.Planned) -> str:
 
 def _use_utf8(stream: TextIO) -> None:
     """Any text can be printed: UTF-8, and what that can not hold is escaped."""
-    if hasattr(stream, "reconfigure"):  # not in tests that replace it
+    if isinstance(stream, io.TextIOWrapper):  # not in tests that replace it
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")

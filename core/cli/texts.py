@@ -9,11 +9,13 @@ from core.cli.screen import ResultText
 __all__ = ["ResultText", "chat", "check_data", "demo", "estimate", "export", "init", "inspect", "models", "path",
            "train"]
 
+_LONGEST_ANSWER = 200  # characters of an example
+
 
 def init(values: Mapping[str, Any]) -> str:
     """After `init`: what was written and what comes next."""
     return (f"{values['path']} is written: it trains {values['model']} on {', '.join(values['data'])}.\n"
-            f"Next: lora-workbench train {values['path']}")
+            f'Next: lora-workbench train "{values["path"]}"')
 
 
 def train(values: Mapping[str, Any]) -> str:
@@ -26,25 +28,47 @@ def train(values: Mapping[str, Any]) -> str:
         lines.append(f"The adapter of step {values['adapter_step']:,} is the best: validation loss {loss:.4f}.")
     lines += [f"Run folder: {values['run_dir']}", f"Adapter:    {values['adapter']}"]
     following = "chat" if finished else "resume"
-    return "\n".join([*lines, f"Next: lora-workbench {following} {values['run_dir']}"])
+    return "\n".join([*lines, f'Next: lora-workbench {following} "{values["run_dir"]}"'])
 
 
 def demo(values: Mapping[str, Any]) -> str:
-    """After `demo`: the score before and after, and what it cost."""
-    return (f"Exact answers: {words.percent(values['exact_match_before'])} before, "
-            f"{words.percent(values['exact_match_after'])} after "
-            f"{words.duration(values['train_seconds'])} of training "
-            f"({values['tokens_per_second']:,.0f} tokens/s, {words.memory(values['peak_rss_bytes'])} of memory).\n"
-            f"Run folder: {values['run_dir']}\n"
-            f"Next: lora-workbench chat {values['run_dir']}")
+    """After `demo`: five examples, the score before and after, and what it cost."""
+    receipt = values["receipt"]
+    return "\n".join([
+        *(_example(example) for example in values["examples"]),
+        f"Exact answers on held-out orders: {words.percent(values['exact_match_before'])} before, "
+        f"{words.percent(values['exact_match_after'])} after.",
+        f"Training took {words.duration(values['train_seconds'])} at {values['tokens_per_second']:,.0f} tokens/s; "
+        f"the most memory in use was {words.memory(values['peak_rss_bytes'])}.",
+        f"Receipt of the exported adapter: {_verdict(receipt['passed'])} {receipt['explanation']}",
+        f"Run folder: {values['run_dir']}",
+        f'Next: lora-workbench chat "{values["run_dir"]}" --compare',
+    ])
+
+
+def _example(example: Mapping[str, Any]) -> str:
+    return (f"Order:    {example['prompt']}\n"
+            f"  before  {_one_line(example['before'])}\n"
+            f"  after   {_one_line(example['after'])}  {'✓' if example['right'] else '✗'}\n"
+            + ("" if example["right"] else f"  right   {_one_line(example['expected'])}\n"))
+
+
+def _one_line(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _LONGEST_ANSWER else f"{flat[:_LONGEST_ANSWER]}…"
 
 
 def export(values: Mapping[str, Any]) -> str:
-    """After `export`: where the files lie; what the receipt says was shown before."""
-    passed = values.get("passed")
-    verdict = {True: "The receipt is good: the files equal what was trained.", None: "No receipt was made.",
-               False: "The files do NOT equal what was trained; do not use them."}[passed]
-    return f"{verdict}\n{values['path']}"
+    """After `export`: the receipt's verdict, its figures, and where the files lie."""
+    lines = [f"{_verdict(values['passed'])} {values['explanation']}"]
+    if values["largest_difference"] is not None:
+        lines.append(f"Largest difference of a logit: {values['largest_difference']:.3g}; "
+                     f"relative error of the weight change: {values['realised_delta_error']:.3g}")
+    return "\n".join([*lines, f"{words.size(values['bytes'])} in {values['path']}"])
+
+
+def _verdict(passed: bool | None) -> str:
+    return {True: "✓ Passed.", False: "✗ NOT passed; do not use these files.", None: "Not checked."}[passed]
 
 
 def chat(values: Mapping[str, Any]) -> str:

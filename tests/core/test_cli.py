@@ -268,9 +268,7 @@ def test_check_data_names_file_and_line(rows: Path, tiny_model: Path, capsys: py
     with rows.open("a", encoding="utf-8") as file:
         file.write("{not json\n")
     assert main(["check-data", str(rows), "--model", str(tiny_model)]) == 1
-    error = capsys.readouterr().err.replace("\n", " ")
-    assert "rows.jsonl" in error
-    assert "25" in error
+    assert "rows.jsonl, line 25: this is not valid JSON" in capsys.readouterr().out
 
 
 def test_train_chat_export_inspect(run_file: Path, tmp_path: Path, tiny_model: Path,
