@@ -98,6 +98,10 @@ class Child:
         if self.is_alive():
             kill_tree(self.pid)
             self.wait(5.0)
+        self.forget_address()
+
+    def forget_address(self) -> None:
+        """Remove the address of a process that could not do it itself."""
         with contextlib.suppress(OSError):  # a left-over address harms nobody
             self._state_file.unlink(missing_ok=True)
 
@@ -164,8 +168,11 @@ def _environment() -> dict[str, str]:
 
 
 def _remove_old_logs(folder: Path) -> None:
-    if folder.is_dir():
-        logs = sorted(folder.glob("engine-*.log"), key=lambda path: path.stat().st_mtime)
-        for old in logs[:-_KEPT_LOGS]:
-            with contextlib.suppress(OSError):  # in use on Windows
-                old.unlink()
+    """Keep the newest logs. Two engines start at the same time: what the other removes is gone, no more."""
+    if not folder.is_dir():
+        return
+    # the name holds the time of the start
+    logs = sorted(folder.glob("engine-*.log"), key=lambda path: path.stem.split("-", 2)[-1])
+    for old in logs[:-_KEPT_LOGS]:
+        with contextlib.suppress(OSError):  # in use (Windows) or gone
+            old.unlink()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from core.control import Control
 from core.engine.protocol import Told
-from core.errors import EngineError
+from core.errors import Cancelled, EngineError
 from core.events import Event, Failed, Result, Warned, from_plain
 
 _TICK_SECONDS = 0.1
@@ -79,7 +79,7 @@ def listen(inbox: Inbox, control: Control, training: bool, patience: Patience,
     Raises:
         EngineError: the engine is gone, or did not react to a stop and was killed.
     """
-    silent = stopping = 0.0  # in ticks of our own: a suspended machine counts for nothing
+    silent = stopping = 0.0  # seconds, in ticks of our own: a suspended machine counts for nothing
     beats = inbox.pulse.beats
     warned = False
     while True:
@@ -90,6 +90,9 @@ def listen(inbox: Inbox, control: Control, training: bool, patience: Patience,
                 return
             silent = stopping = 0.0
             continue
+        if control.stop_requested and not inbox.pulse.connected:
+            yield Failed.of(Cancelled())  # the engine only starts; it will read the stop with the job
+            return
         alive = inbox.pulse.beats != beats or not inbox.pulse.connected
         beats = inbox.pulse.beats
         silent = 0.0 if alive else silent + _TICK_SECONDS

@@ -199,7 +199,8 @@ class Session:
         if self._kept_running:
             child.let_go()
             return EngineError("The window let go of the engine.", "A run goes on; open it again to follow it.")
-        child.wait(5.0)
+        if child.wait(5.0):
+            child.forget_address()
         if self._ending and not child.is_alive():
             return EngineError("The engine was ended.", "It starts again with the next job.")
         return child.death()

@@ -13,6 +13,7 @@ from core.control import Control
 from core.errors import EngineError
 from core.events import CheckpointSaved, Failed, Finished, Note, Progress, Result, Started, StepDone, Warned
 from core.jobs import InspectModel
+from core.paths import cache_root
 from core.runs.folder import RunFolder
 
 
@@ -79,6 +80,7 @@ def test_a_dying_engine_is_told_with_its_end_and_its_log_and_started_again(
         assert "fake_jobs.py" in caught.value.details  # faulthandler's stack
     assert client.state == "crashed"
     assert client.error is not None
+    assert not list((cache_root() / "engines").iterdir())
     assert isinstance(list(client.run(InspectModel("ok"), Control()))[-1], Result)
     assert client.state == "idle"
 
@@ -319,11 +321,12 @@ def test_the_engine_keeps_its_logs_private_and_few(make_client: MakeClient, tmp_
     logs = tmp_path / "home" / "logs"
     logs.mkdir(parents=True)
     for number in range(30):
-        (logs / f"engine-work-{number}.log").write_text("old")
+        (logs / f"engine-{'work' if number % 2 else 'train'}-20200101-0000{number:02}-abc.log").write_text("old")
     client = make_client()
     list(client.run(InspectModel("ok"), Control()))
-    found = sorted(logs.glob("engine-*.log"), key=lambda path: path.stat().st_mtime)
+    found = sorted(logs.glob("engine-*.log"), key=lambda path: path.name.split("-", 2)[-1])
     assert len(found) == 21
+    assert found[0].name == "engine-train-20200101-000010-abc.log"
     if os.name != "nt":
         assert found[-1].stat().st_mode & 0o777 == 0o600
 
