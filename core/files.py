@@ -55,18 +55,34 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent))
     try:
         yield temporary
-        for file in sorted(temporary.rglob("*")):
-            if file.is_file():
-                sync_file(file)
-        for folder in [item for item in temporary.rglob("*") if item.is_dir()]:
-            sync_folder(folder)
-        sync_folder(temporary)
-        temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
-        temporary.replace(path)
+        publish_folder(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def publish_folder(temporary: Path, path: Path) -> None:
+    """Flush a filled folder to the disk and give it its final name, in the same parent folder.
+
+    For work that is kept when it is interrupted (a download that can go on); else `atomic_folder`.
+    """
+    for file in sorted(temporary.rglob("*")):
+        if file.is_file():
+            sync_file(file)
+    for folder in [item for item in temporary.rglob("*") if item.is_dir()]:
+        sync_folder(folder)
+    sync_folder(temporary)
+    temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+    temporary.replace(path)
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def partial_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that grows from where it ended, in a folder that `publish_folder` will name when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        yield file
 
 
 @contextlib.contextmanager

@@ -51,6 +51,10 @@ def convert(file: Path, folder: Path) -> None:
     _say(stage="Saving", done=0, total=0, unit="")
     model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     tokenizer.save_pretrained(folder)
+    mask = os.umask(0)
+    os.umask(mask)
+    for item in folder.iterdir():
+        item.chmod(0o666 & ~mask)  # the writer of the weights makes them private
 
 
 def _require_dense(model: Any, parameters: int) -> None:

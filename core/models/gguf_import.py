@@ -1,10 +1,12 @@
 """A GGUF file becomes a model of the library: bf16 safetensors, tokenizer, template, generation config."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import queue
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,7 +27,7 @@ from core.jobs import ImportGguf
 from core.models.card_file import new_card, read_card_file, write_card
 from core.models.gguf_header import GgufHeader, read_gguf_header
 from core.models.safety import check_files
-from core.paths import models_root
+from core.paths import cache_root, models_root
 from core.runs.folder import safe_name
 
 _CHUNK_BYTES = 8 * 1024**2
@@ -58,14 +60,18 @@ def convert_into(header: GgufHeader, target: Path, digest: str, origin: str, con
     Raises:
         ModelError, CoreError, Cancelled: see `import_gguf`.
     """
-    _require_room(header, target)
-    control.check()
     card = new_card(origin, header.path.name, header.file_bytes, digest)
-    with files.atomic_folder(target) as folder:
-        yield from _run_child(header, folder, control)
-        check_files(folder)
-        write_card(folder, card)
+    lock = cache_root() / "locks" / f"{target.name}.lock"
+    with files.exclusive_lock(lock, f"{target.name} is being imported by another program."):
+        for remains in target.parent.glob(f".{glob.escape(target.name)}.*{files.TEMPORARY_SUFFIX}"):
+            shutil.rmtree(remains, ignore_errors=True)  # of an import that was killed
+        _require_room(header, target)
         control.check()
+        with files.atomic_folder(target) as folder:
+            yield from _run_child(header, folder, control)
+            check_files(folder)
+            write_card(folder, card)
+            control.check()
 
 
 def hash_file(path: Path, control: Control) -> Generator[Event, None, str]:
