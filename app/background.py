@@ -39,6 +39,7 @@ class Background(QObject):
         self._next: tuple[Callable[[], Any], Callable[[Any], object], Callable[[Failed], object]] | None = None
         self._done: Callable[[Any], object] | None = None
         self._failed: Callable[[Failed], object] | None = None
+        self._deliver: Callable[[], object] | None = None
 
     @property
     def busy(self) -> bool:
@@ -50,7 +51,6 @@ class Background(QObject):
         """Call `function` in the thread, then `done(result)` or `failed(Failed)` in this one."""
         if self._call is not None:
             self._next = (function, done, failed)
-            self._done = self._failed = None  # the older answer is not wanted any more
             return
         self._done, self._failed = done, failed
         self._call = _Call(function, self)
@@ -61,13 +61,13 @@ class Background(QObject):
 
     @Slot(object)
     def _take(self, result: Any) -> None:
-        if self._done is not None:
-            self._done(result)
+        done = self._done
+        self._deliver = (lambda: done(result)) if done is not None else None
 
     @Slot(object)
     def _take_failure(self, failure: Failed) -> None:
-        if self._failed is not None:
-            self._failed(failure)
+        failed = self._failed
+        self._deliver = (lambda: failed(failure)) if failed is not None else None
 
     @Slot()
     def _finished(self) -> None:
@@ -75,12 +75,15 @@ class Background(QObject):
         if call is not None:
             call.wait()
             call.deleteLater()
-        if self._next is not None:
-            waiting, self._next = self._next, None
-            self.call(*waiting)
+        deliver, self._deliver = self._deliver, None
+        waiting, self._next = self._next, None
+        if waiting is not None:
+            self.call(*waiting)  # the older answer is not wanted any more
+        elif deliver is not None:
+            deliver()
 
     def wait(self) -> None:
         """Block until the present function has returned; for the end of the program."""
-        self._next = self._done = self._failed = None
+        self._next = self._done = self._failed = self._deliver = None
         if self._call is not None:
             self._call.wait()

@@ -63,7 +63,7 @@ class PlotTools(QWidget):
         self.smoothing = QSlider(Qt.Orientation.Horizontal)
         self.smoothing.setRange(0, 100)
         self.smoothing.setValue(50)
-        self.smoothing.setFixedWidth(88)
+        self.smoothing.setFixedWidth(80)
         self.smoothing.setAccessibleName("Smoothing")
         self.smoothing.setToolTip(plain_tip("How much the strong line is averaged over the steps before."))
         self._weight = label(f"{DEFAULT_SMOOTHING:.2f}", "help")
@@ -72,6 +72,7 @@ class PlotTools(QWidget):
         self.log.setToolTip(plain_tip("Equal distances for equal factors: shows small losses in detail."))
         self.reset = _small("arrows-out", "Show all steps (double click in the plot)", group.reset)
         self.save = _small("download-simple", "Save the plot as a picture or a table", None)
+        self.save.setFixedWidth(54)
         self.save.setMenu(self._save_menu())
         self.message = label("", "help")
         self.smoothing.valueChanged.connect(self._smoothing_moved)
@@ -144,6 +145,6 @@ class PlotTools(QWidget):
 def _small(icon: str, tip: str, slot: Callable[[], object] | None) -> QPushButton:
     made = button("", slot, icon=icon, tip=tip)
     made.setAccessibleName(tip)
-    made.setFixedHeight(32)
+    made.setFixedSize(42, 32)
     made.setIconSize(QSize(theme.ICON_SIZE, theme.ICON_SIZE))
     return made

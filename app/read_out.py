@@ -10,7 +10,7 @@ from PySide6.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QWidget
 from app import theme
 from app.figures import NOT_KNOWN
 from app.plots import curve_color, curve_pen
-from app.widgets import label, plain_tip
+from app.widgets import ElidedLabel, label, plain_tip
 
 Swatch = Literal["raw", "line", "points"]
 _LONGEST_NAME = 22  # characters
@@ -81,9 +81,10 @@ class ReadOut(QWidget):
         inside.setContentsMargins(0, 0, 0, 0)
         inside.setSpacing(4)
         short = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME - 1] + "…"
-        caption = label(short, "help")
+        caption = ElidedLabel(short, "help")
+        caption.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Preferred)
         if short != name:
-            caption.setToolTip(plain_tip(name))
+            cell.setToolTip(plain_tip(name))
         value = label(NOT_KNOWN, "strong")
         value.setFixedWidth(self._text_width(self._widest, strong=True))
         for part in (SwatchMark(kind, color), caption, value):

@@ -11,7 +11,9 @@ _ICONS = Path(__file__).resolve().parent.parent / "resources" / "icons"
 
 def stylesheet(c: "Colors") -> str:
     """The stylesheet for one scheme's colours."""
-    caret = (_ICONS / f"caret-down-{'dark' if c.dark else 'light'}.svg").as_posix()
+    scheme = "dark" if c.dark else "light"
+    check, dash = ((_ICONS / f"{name}-{scheme}.svg").as_posix() for name in ("check", "dash"))
+    caret = (_ICONS / f"caret-down-{scheme}.svg").as_posix()
     return f"""
 QLabel {{ background: transparent; }}
 QLabel[role="title"] {{ font-size: 20px; font-weight: 600; }}
@@ -63,6 +65,7 @@ QLineEdit:focus, QAbstractSpinBox:focus, QComboBox:focus, QPlainTextEdit:focus, 
 QLineEdit[wrong="true"], QAbstractSpinBox[wrong="true"], QComboBox[wrong="true"] {{ border-color: {c.danger}; }}
 QLineEdit:disabled, QAbstractSpinBox:disabled, QComboBox:disabled {{ color: {c.disabled_text};
     background: {c.window}; }}
+QAbstractSpinBox QLineEdit {{ background: transparent; border: none; padding: 0; min-height: 0; }}
 QComboBox::drop-down {{ border: none; width: 24px; }}
 QComboBox::down-arrow {{ image: url("{caret}"); width: 12px; height: 12px; }}
 QComboBox QAbstractItemView {{ background: {c.surface}; border: 1px solid {c.border}; outline: none; padding: 4px; }}
@@ -75,11 +78,23 @@ QListView, QTreeView, QTableView {{ background: {c.surface}; border: 1px solid {
     outline: none; }}
 QListView[role="plain"], QTreeView[role="plain"] {{ border: none; background: transparent; }}
 QListView::item, QTreeView::item {{ padding: 4px; border-radius: 4px; }}
+QTableView::item {{ padding: 0 6px; border: none; }}
 QListView::item:hover, QTreeView::item:hover {{ background: {c.hover}; }}
 QListView::item:selected, QTreeView::item:selected, QTableView::item:selected {{ background: {c.accent_soft};
     color: {c.text}; }}
 QHeaderView::section {{ background: {c.surface}; color: {c.dim_text}; border: none;
     border-bottom: 1px solid {c.border}; padding: 6px 8px; font-size: 12px; }}
+
+QCheckBox::indicator, QTableView::indicator, QTreeView::indicator, QListView::indicator {{ width: 14px; height: 14px;
+    border: 1px solid {c.dim_text}; border-radius: 4px; background: {c.surface}; }}
+QCheckBox::indicator:checked, QTableView::indicator:checked, QTreeView::indicator:checked,
+QListView::indicator:checked {{ background: {c.accent_fill}; border-color: {c.accent_fill}; image: url("{check}"); }}
+QCheckBox::indicator:indeterminate, QTableView::indicator:indeterminate, QTreeView::indicator:indeterminate,
+QListView::indicator:indeterminate {{ background: {c.accent_fill};
+    border-color: {c.accent_fill}; image: url("{dash}"); }}
+QCheckBox::indicator:disabled, QTreeView::indicator:disabled {{ border-color: {c.border}; background: {c.window}; }}
+QCheckBox::indicator:focus {{ border-color: {c.accent}; }}
+QCheckBox {{ spacing: 6px; }}
 
 QTabBar::tab {{ background: transparent; color: {c.dim_text}; padding: 8px 12px; border: none;
     border-bottom: 2px solid transparent; }}
