@@ -31,10 +31,10 @@ from core.events import Message
 BUILT_IN_TEMPLATE = (
     "{{ begin_of_text }}"
     "{% for message in messages %}"
-    "{{ '### ' + message['role'] | capitalize + ':\\n' + message['content'] }}"
-    "{{ (eos_token if message['role'] == 'assistant' else '') + '\\n\\n' }}"
+    "{{ ('' if loop.first else '\\n\\n') + '### ' + message['role'] | capitalize + ':\\n' + message['content'] }}"
+    "{{ eos_token if message['role'] == 'assistant' else '' }}"
     "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
+    "{% if add_generation_prompt %}{{ '\\n\\n### Assistant:\\n' }}{% endif %}"
 )
 
 _TOOLS_TEXT = ("You can call these functions. To call one, answer only with a JSON object that has its "

@@ -172,6 +172,8 @@ class _ArrayScanner:
 
     def _mark(self, mark: bytes, end: int) -> bool | None:
         """Note one structural byte. True: an element ends here; False: forget what lies before; None: go on."""
+        if self._ended and self._depth == 0:
+            raise self._after_the_end()
         if mark == b'"':
             self._in_string = True
             return None
@@ -217,18 +219,16 @@ class _ArrayScanner:
         raise DataError(f"{place(self._file, line)}: a row is missing beside a comma.", "Remove the comma.")
 
     def _after_block(self) -> None:
-        if self._row_depth and len(self._buffer) > ROW_LIMIT_BYTES:
+        if len(self._buffer) > ROW_LIMIT_BYTES:
             raise too_long(self._file, self._line)
-        if self._row_depth or self._in_string:
-            if len(self._buffer) > ROW_LIMIT_BYTES:
-                raise too_long(self._file, self._line)
-            return
-        if self._depth == 0 and self._ended:
-            rest = _NOT_SPACE.search(self._buffer)
-            if rest is not None:
-                line = self._line + self._buffer.count(b"\n", 0, rest.start())
-                raise DataError(f"{place(self._file, line)}: there is text after the end of the list.",
-                                "A JSON file holds one list; for one row a line, call it .jsonl.")
+        if self._depth == 0 and self._ended and _NOT_SPACE.search(self._buffer):
+            raise self._after_the_end()
+
+    def _after_the_end(self) -> DataError:
+        rest = _NOT_SPACE.search(self._buffer)
+        line = self._line + self._buffer.count(b"\n", 0, rest.start() if rest else None)
+        return DataError(f"{place(self._file, line)}: there is text after the end of the list.",
+                         "A JSON file holds one list; where each line is a row, the file's name ends in .jsonl.")
 
     def finish(self) -> None:
         """Raise DataError unless the list was there and came to its end."""

@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import do_format, do_indent
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -151,8 +152,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = self._to_json
         self.filters["join"] = self._join
         self.filters["replace"] = self._replace
-        for name in ("center", "format", "wordwrap", "xmlattr", "urlize", "pprint"):
-            self.filters.pop(name)
+        self.filters["format"] = self._format
+        self.filters["indent"] = _indent
+        for name in ("center", "wordwrap", "xmlattr", "urlize", "pprint", "batch", "slice", "random"):
+            self.filters.pop(name)  # they grow without limit or differ from run to run; no template needs them
 
     def tick(self) -> str:
         self.meter.tick()
@@ -177,7 +180,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         elif operator == "**" and (not isinstance(right, int) or abs(right) > 64):
             raise TemplateRefused("it uses a power that is too large")
         elif operator == "%" and isinstance(left, str):
-            raise TemplateRefused("it formats text with %, which is not allowed here")
+            _check_pattern(left)
         if isinstance(left, int) and isinstance(right, int) and max(abs(left), abs(right)) > 2**63:
             raise TemplateRefused("it uses a number that is too large")
         return super().call_binop(context, operator, left, right)
@@ -193,7 +196,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             if name == "join" and args:
                 return self._join(args[0], owner)
             if name in ("format", "format_map"):
-                raise TemplateRefused("it formats text, which is not allowed here")
+                _check_pattern(owner)
         return super().call(context, obj, *args, **kwargs)
 
     def _join(self, values: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
@@ -207,6 +210,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.meter.add(len(text) + text.count(old) * max(0, len(new) - len(old)))
         return text.replace(old, new, -1 if count is None else count)
 
+    def _format(self, value: Any, *args: Any, **kwargs: Any) -> str:
+        _check_pattern(str(value))
+        return do_format(value, *args, **kwargs)
+
     def _to_json(self, value: Any, ensure_ascii: bool = False, indent: int | None = None,
                  separators: tuple[str, str] | None = None, sort_keys: bool = False) -> str:
         if isinstance(indent, int) and indent > 64:
@@ -214,6 +221,18 @@ class _Environment(ImmutableSandboxedEnvironment):
         text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
         self.meter.add(len(text))
         return text
+
+
+def _check_pattern(pattern: str) -> None:
+    """Refuse a format that asks for a width of thousands, or for a width from elsewhere."""
+    if re.search(r"\d{4,}|\*|:[^{}]*\{", pattern):
+        raise TemplateRefused("it formats text with a width that is not allowed here")
+
+
+def _indent(s: str, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    if width > _WIDTH_LIMIT if isinstance(width, int) else len(width) > _WIDTH_LIMIT:
+        raise TemplateRefused("it indents too far")
+    return do_indent(s, width, first, blank)
 
 
 class _Names(Namespace):
