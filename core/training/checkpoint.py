@@ -31,9 +31,12 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass
 class Position:
-    """How far a run is: steps done and the best validation loss so far."""
+    """How far a run is: steps done, what they cost, and the best validation loss so far."""
 
     step: int = 0
+    tokens: int = 0  # without padding, over all steps
+    seconds: float = 0.0  # of the steps alone
+    loss: float | None = None  # of the last step
     best_step: int = 0
     best_loss: float | None = None
 

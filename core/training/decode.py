@@ -1,5 +1,6 @@
 """One answer, token by token: the KV cache, the choice of the next token, text that never breaks a character."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,8 @@ class Answer:
         self._model = model
         self._pending = list(prompt)
         self._cache: object = None
+        # transformers 5.2x renamed it
+        self._cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         self._sampling = sampling
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self._stop_ids = stop_ids
@@ -69,8 +72,8 @@ class Answer:
 
     def _forward(self, part: list[int]) -> Tensor:
         ids = torch.tensor([part], device=self._model.device)
-        output = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        self._cache = output.past_key_values
+        output = self._model(input_ids=ids, use_cache=True, logits_to_keep=1, **{self._cache_name: self._cache})
+        self._cache = getattr(output, self._cache_name)
         return output.logits[0, -1].float().cpu()  # (vocabulary,)
 
 
@@ -126,8 +129,13 @@ class TextStream:
         return text
 
 
-def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, end_of_turn: int | None) -> frozenset[int]:
-    """The tokens that end an answer: of the generation config, the tokenizer, and the chat template."""
-    listed = model.generation_config.eos_token_id if model.generation_config is not None else None
+def stop_tokens(listed: object, tokenizer: PreTrainedTokenizerBase, end_of_turn: int | None) -> frozenset[int]:
+    """The tokens that end an answer.
+
+    Args:
+        listed: `eos_token_id` of the generation config: a number, a list or None.
+        tokenizer: its own end token counts too.
+        end_of_turn: by which the chat template ends an answer.
+    """
     candidates = [end_of_turn, tokenizer.eos_token_id, *(listed if isinstance(listed, list | tuple) else [listed])]
     return frozenset(token for token in candidates if isinstance(token, int))

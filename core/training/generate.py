@@ -68,7 +68,8 @@ class WarmModels:
             self.clear()
             model = load_model(path, device, dtype)
             tokenizer = load_tokenizer(path)
-            stop_ids = stop_tokens(model, tokenizer, end_of_turn(tokenizer))
+            listed = model.generation_config.eos_token_id if model.generation_config is not None else None
+            stop_ids = stop_tokens(listed, tokenizer, end_of_turn(tokenizer))
             self._loaded = LoadedModel(model, tokenizer, stop_ids, fingerprint(path, check_files(path)))
             self._base_key = base_key
         self._put_on(adapter, self._loaded)

@@ -98,7 +98,9 @@ def _run(run: RunFolder, config: RunConfig, control: Control, checkpoint: Path |
     copy_adapter(run.checkpoint(best), run.adapter, setup.config.adapter.save_dtype)
     yield Finished(outcome, run.adapter)
     yield Result({"run_dir": str(run.path), "adapter": str(run.adapter), "outcome": outcome,
-                  "steps": position.step, "adapter_step": best, "validation_loss": position.best_loss,
+                  "steps": position.step, "adapter_step": best, "loss": position.loss,
+                  "validation_loss": position.best_loss, "tokens": position.tokens,
+                  "tokens_per_second": position.tokens / position.seconds if position.seconds else 0.0,
                   "train_seconds": time.perf_counter() - started})
 
 
@@ -113,6 +115,9 @@ def _steps(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, posit
         if done is None:
             break
         position.step += 1
+        position.tokens += done.tokens
+        position.seconds += done.seconds
+        position.loss = done.loss
         yield done
         finite = math.isfinite(done.loss) and math.isfinite(done.grad_norm)
         skipped = 0 if finite else skipped + 1
