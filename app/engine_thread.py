@@ -26,5 +26,7 @@ class EngineThread(QThread):
         try:
             for event in self._stream():
                 self.happened.emit(event)
+                if self.isInterruptionRequested():  # the window closes and the run goes on without it
+                    return
         except Exception as error:  # noqa: BLE001 -- whatever it is, the person must see it
             self.happened.emit(Failed.of(error))

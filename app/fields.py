@@ -1,6 +1,7 @@
 """One editor for one config field: made from the field's type, limits and words in `core.config`."""
 
 import types
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -97,13 +98,12 @@ class IntEditor(FieldEditor):
         super().__init__(info)
         low, high = limits(info)
         self._box = QSpinBox()
-        self._box.setButtonSymbols(QAbstractSpinBox.ButtonSymbols.NoButtons)
         self._box.setRange(int(low if low is not None else -LARGEST_INT),
                            int(min(high if high is not None else LARGEST_INT, LARGEST_INT)))
         self._box.setGroupSeparatorShown(True)
         self._box.setLocale(QLocale(QLocale.Language.English, QLocale.Country.UnitedStates))
         self._box.setFixedWidth(120)
-        self._box.valueChanged.connect(self.changed)
+        self._box.valueChanged.connect(self.changed.emit)
         self._place(self._box)
 
     def set_value(self, value: Any) -> None:
@@ -163,14 +163,13 @@ class FloatEditor(FieldEditor):
         low, high = limits(info)
         default = info.default if isinstance(info.default, float | int) else 1.0
         self._box: QDoubleSpinBox = _ScientificBox() if 0 < default < SMALL else _ShortBox()
-        self._box.setButtonSymbols(QAbstractSpinBox.ButtonSymbols.NoButtons)
         self._box.setDecimals(12)
         self._box.setRange(-1e12 if low is None else low, 1e12 if high is None else high)
         self._box.setSingleStep(0.01 if default < 1 else 1.0 if default >= 4 else 0.5)
         self._box.setLocale(QLocale.c())
         self._box.setKeyboardTracking(False)
         self._box.setFixedWidth(120)
-        self._box.valueChanged.connect(self.changed)
+        self._box.valueChanged.connect(self.changed.emit)
         self._place(self._box)
 
     def set_value(self, value: Any) -> None:
@@ -230,7 +229,7 @@ class BoolEditor(FieldEditor):
     def __init__(self, info: FieldInfo) -> None:
         super().__init__(info)
         self._box = QCheckBox("On")
-        self._box.toggled.connect(self.changed)
+        self._box.toggled.connect(self.changed.emit)
         self._place(self._box)
 
     def set_value(self, value: Any) -> None:
@@ -247,7 +246,7 @@ class BoolEditor(FieldEditor):
 class ChoiceEditor(FieldEditor):
     """One of a few words."""
 
-    def __init__(self, info: FieldInfo, choices: tuple[Any, ...]) -> None:
+    def __init__(self, info: FieldInfo, choices: Sequence[Any]) -> None:
         super().__init__(info)
         names = extra(info).get("choices_text") or {}
         self._box = QComboBox()
@@ -294,7 +293,7 @@ class TextEditor(FieldEditor):
         super().__init__(info)
         self._line = QLineEdit()
         self._line.setMinimumWidth(120)
-        self._line.textEdited.connect(self.changed)
+        self._line.textEdited.connect(self.changed.emit)
         self._place(self._line)
 
     def set_value(self, value: Any) -> None:
@@ -340,7 +339,7 @@ def make_editor(info: FieldInfo) -> FieldEditor:
     """
     kind = _bare(info.annotation)
     if get_origin(kind) is Literal:
-        choices: tuple[Any, ...] = get_args(kind)
+        choices = list(get_args(kind))
         return ChoiceEditor(info, choices) if len(choices) > 1 else OnlyChoice(info, choices[0])
     members = [_bare(member) for member in _union_members(kind)]
     if bool in members:

@@ -36,8 +36,8 @@ class Client(Protocol):
         """End the engine process at once."""
         ...
 
-    def close(self) -> None:
-        """Let go of the engine."""
+    def close(self, keep_running: bool = True) -> None:
+        """Let go of the engine; False stops what runs and waits until it is saved."""
         ...
 
 
@@ -96,6 +96,12 @@ class Operation(QObject):
     def running(self) -> bool:
         """True while the job is on the engine."""
         return self._thread is not None
+
+    def wait(self, milliseconds: int = 5000) -> None:
+        """Block until the thread has ended; for the end of the program."""
+        if self._thread is not None:
+            self._thread.requestInterruption()
+            self._thread.wait(milliseconds)
 
     def begin(self) -> None:
         """Called by the line when it is this operation's turn."""
@@ -158,6 +164,10 @@ class _Line:
             return True
         return False
 
+    def empty(self) -> None:
+        """Forget all that wait."""
+        self._waiting.clear()
+
     def release(self, operation: Operation) -> None:
         if self.current is operation:
             self.current = None
@@ -218,6 +228,11 @@ class Operations(QObject):
         """The operation that the engine works on now."""
         return self._lines[role].current
 
+    @property
+    def busy(self) -> bool:
+        """True while a thread of an operation runs."""
+        return any(line.current is not None and line.current.running for line in self._lines.values())
+
     def _operation(self, role: Role, stream: Callable[[Control], Iterator[Event]], label: str,
                    latest: str) -> Operation:
         operation = Operation(stream, self._lines[role], label, self)
@@ -233,10 +248,19 @@ class Operations(QObject):
         if self._latest.get(latest) is operation:
             del self._latest[latest]
 
-    def close(self) -> None:
-        """Let go of both engines; jobs of the working engine are cancelled."""
+    def close(self, *, keep_training: bool) -> None:
+        """Let go of both engines; blocks until their threads have ended. Short jobs are cancelled.
+
+        Args:
+            keep_training: True leaves a run to go on alone, False makes it save and stop.
+        """
+        for line in self._lines.values():
+            line.empty()
         working = self._lines["work"].current
         if working is not None:
             working.discard()
-        for client in self._clients.values():
-            client.close()
+        self._clients["train"].close(keep_running=keep_training)
+        self._clients["work"].close(keep_running=False)
+        for line in self._lines.values():
+            if line.current is not None:
+                line.current.wait(milliseconds=3000)

@@ -65,8 +65,10 @@ class TargetTree(QWidget):
     def _make_tree(self) -> QTreeWidget:
         tree = QTreeWidget()
         tree.setColumnCount(3)
-        tree.setHeaderLabels(["Layer", "Size", "Adds"])
+        tree.setHeaderLabels(["Layer", "Size", "Trained"])
         tree.setAccessibleName("Target layers")
+        tree.headerItem().setToolTip(1, "Inputs and outputs of the layer")
+        tree.headerItem().setToolTip(2, "Parameters that the adapter trains there")
         tree.setUniformRowHeights(True)
         tree.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         tree.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)

@@ -23,6 +23,7 @@ PAGE_MARGIN = 24
 CARD_GAP = 16
 CARD_MARGIN = 16
 ICON_SIZE = 16
+ICON_GAP = 4  # more space between the icon of a button and its words
 
 # Okabe and Ito's colours that stay apart for colour-blind eyes; for curves, in this order
 CURVES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
@@ -179,6 +180,7 @@ class _TintedEngine(QIconEngine):
         qtawesome: Any = sys.modules.get("qtawesome")
         if qtawesome is None:
             return
+        rect = QRect(rect.topLeft(), QSize(rect.height(), rect.height()))  # a wider one keeps space at the right
         role = "disabled_text" if mode == QIcon.Mode.Disabled else self._role
         qtawesome.icon(f"ph.{self._name}", color=getattr(colors(), role)).paint(painter, rect)
 
@@ -186,8 +188,10 @@ class _TintedEngine(QIconEngine):
         picture = QPixmap(size)
         picture.fill(Qt.GlobalColor.transparent)
         painter = QPainter(picture)
-        self.paint(painter, QRect(QPoint(0, 0), size), mode, state)
-        painter.end()
+        try:
+            self.paint(painter, QRect(QPoint(0, 0), size), mode, state)
+        finally:
+            painter.end()
         return picture
 
     def clone(self) -> QIconEngine:

@@ -54,7 +54,7 @@ def button(text: str, slot: Callable[[], object] | None = None, *, role: str = "
     if icon:
         tint = {"primary": "on_accent", "danger": "danger_text", "link": "accent_text"}.get(role, "text")
         made.setIcon(theme.icon(icon, tint))
-        made.setIconSize(QSize(theme.ICON_SIZE, theme.ICON_SIZE))
+        made.setIconSize(QSize(theme.ICON_SIZE + (theme.ICON_GAP if text else 0), theme.ICON_SIZE))
     if tip:
         made.setToolTip(plain_tip(tip))
     if slot is not None:

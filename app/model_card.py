@@ -1,0 +1,148 @@
+"""What is known of a model, and whether training it fits this machine."""
+
+from PySide6.QtCore import Qt
+from PySide6.QtWidgets import QGridLayout, QStackedLayout, QVBoxLayout, QWidget
+
+from app import machine, theme
+from app.widgets import Card, ElidedLabel, EmptyState, ProblemLine, UsageBar, label, plain_tip, scrolled
+from core import words
+from core.config import RunConfig
+from core.errors import AdapterError
+from core.estimate import Estimate, estimate
+from core.events import DataScanned, ModelCard
+
+FINGERPRINT_SHOWN = 12
+
+
+class ModelCardView(QWidget):
+    """A card with facts and a memory bar; without a model one sentence says what to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.empty = EmptyState("Choose a model on the left. The starter comes along and is a good beginning.",
+                                icon="cube")
+        self._facts: dict[str, ElidedLabel] = {}
+        self.name = ElidedLabel("", "title")
+        self.origin = label("", "help", wrap=True, selectable=True)
+        self.warnings = QVBoxLayout()
+        self.warnings.setSpacing(4)
+        self.memory = MemoryLine("Memory that training needs")
+        card = Card()
+        card.body.setSpacing(2 * theme.GRID)
+        holder = QWidget()
+        inside = QVBoxLayout(holder)
+        inside.setContentsMargins(0, 0, 0, 0)
+        inside.addWidget(card)
+        card.body.addWidget(self.name)
+        card.body.addLayout(self._build_facts())
+        card.body.addLayout(self.warnings)
+        card.body.addWidget(label("Does it fit?", "section"))
+        card.body.addWidget(self.memory)
+        card.body.addWidget(label("Origin", "section"))
+        card.body.addWidget(self.origin)
+        card.body.addStretch(1)
+        self._stack = QStackedLayout(self)
+        self._stack.addWidget(self.empty)
+        self._stack.addWidget(scrolled(holder))
+
+    def _build_facts(self) -> QGridLayout:
+        grid = QGridLayout()
+        grid.setHorizontalSpacing(3 * theme.GRID)
+        grid.setVerticalSpacing(12)
+        names = ("Architecture", "Layers", "Parameters", "Context", "Numbers", "Vocabulary", "Chat template",
+                 "Fingerprint")
+        for number, name in enumerate(names):
+            value = ElidedLabel()
+            value.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+            if name == "Fingerprint":
+                value.setFont(theme.font("mono"))
+            cell = QVBoxLayout()
+            cell.setSpacing(2)
+            cell.addWidget(label(name, "help"))
+            cell.addWidget(value)
+            grid.addLayout(cell, number // 2, number % 2)
+            self._facts[name] = value
+        grid.setColumnStretch(0, 1)
+        grid.setColumnStretch(1, 1)
+        return grid
+
+    def show_card(self, card: ModelCard | None, *, chosen: bool, failed: str = "") -> None:
+        """Show a model; while there is none, say why."""
+        self._stack.setCurrentIndex(0 if card is None else 1)
+        if card is None:
+            looking = "Looking at the model…"
+            nothing = "Choose a model on the left. The starter comes along and is a good beginning."
+            self.empty.sentence.setText(failed or (looking if chosen else nothing))
+            return
+        self.name.set_text(card.name)
+        self.origin.setText(card.origin)
+        for name, value in facts(card).items():
+            self._facts[name].set_text(value)
+        while (item := self.warnings.takeAt(0)) is not None:
+            if (widget := item.widget()) is not None:
+                widget.deleteLater()
+        for warning in card.warnings:
+            line = ProblemLine()
+            line.set_problem(warning, "warning")
+            self.warnings.addWidget(line)
+
+    def show_memory(self, config: RunConfig, card: ModelCard | None, scan: DataScanned | None) -> None:
+        """Set the memory bar for the run as it is put together."""
+        self.memory.show_estimate(estimated(config, card, scan))
+
+
+class MemoryLine(QWidget):
+    """`about 1.4 GB of 23 GB` above a bar; the tool tip tells the parts."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.text = label("", "body", wrap=True)
+        self.bar = UsageBar(name)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(6)
+        layout.addWidget(self.text)
+        layout.addWidget(self.bar)
+
+    def show_estimate(self, found: Estimate | None) -> None:
+        """Show an estimate; None where nothing can be said."""
+        self.bar.setVisible(found is not None)
+        if found is None:
+            self.text.setText("Not known yet.")
+            self.setToolTip("")
+            return
+        total = machine.memory_bytes()
+        fits = "" if found.memory_bytes <= total else " That is more than this machine has."
+        self.text.setText(f"Training needs about {words.memory(found.memory_bytes)} of "
+                          f"{words.memory(total)}.{fits}")
+        self.bar.set_share(found.memory_bytes / total)
+        self.setToolTip(plain_tip(parts(found)))
+
+
+def estimated(config: RunConfig, card: ModelCard | None, scan: DataScanned | None) -> Estimate | None:
+    """The estimate, or None where the target layers match nothing or the model is not known."""
+    try:
+        return estimate(config, card, scan) if card is not None else None
+    except AdapterError:
+        return None
+
+
+def parts(found: Estimate) -> str:
+    """The parts of the memory, one to a line, and what was assumed."""
+    lines = [f"{name}: {words.memory(value)}" for name, value in found.memory.items()]
+    return "\n".join([*lines, "", *found.assumptions])
+
+
+def facts(card: ModelCard) -> dict[str, str]:
+    """The card's figures in words."""
+    width = f" × {card.hidden_size:,}" if card.hidden_size else ""  # noqa: RUF001
+    return {
+        "Architecture": f"{card.architecture} ({card.model_type})",
+        "Layers": f"{card.layers}{width}",
+        "Parameters": words.count(card.parameters),
+        "Context": f"{card.context_length:,} tokens" if card.context_length else "not stated",
+        "Numbers": f"{card.dtype}, {words.size(card.bytes_on_disk)} on the disk",
+        "Vocabulary": f"{card.vocabulary:,} tokens",
+        "Chat template": "yes" if card.has_chat_template else "none",
+        "Fingerprint": card.fingerprint[:FINGERPRINT_SHOWN],
+    }

@@ -1,0 +1,144 @@
+"""The Method page: the form of the adapter and the training, and the tree of target layers."""
+
+from PySide6.QtCore import Slot
+from PySide6.QtWidgets import QHBoxLayout, QStackedLayout, QVBoxLayout, QWidget
+
+from app import machine, theme
+from app.draft import Draft
+from app.form import Form
+from app.model_card import estimated, parts
+from app.target_tree import TargetTree
+from app.widgets import Card, ElidedLabel, EmptyState, ProblemLine, UsageBar, plain_tip, scrolled
+from core import words
+from core.config import LoraConfig, RunConfig
+from core.estimate import Estimate, advice
+from core.events import ModelCard
+
+FORM_WIDTH = 384
+TARGETS = "adapter.target_modules"
+
+
+class MethodPage(QWidget):
+    """Edits the sections `adapter` and `training` of the draft."""
+
+    def __init__(self, draft: Draft) -> None:
+        super().__init__()
+        self._draft = draft
+        self._shown_targets: tuple[object, ...] = ()
+        self.adapter_form = Form("adapter", type(draft.config.adapter), without=("target_modules",))
+        self.training_form = Form("training", type(draft.config.training))
+        for form in (self.adapter_form, self.training_form):
+            form.changed.connect(draft.set_value)
+            form.refused.connect(draft.set_error)
+        self.tree = TargetTree()
+        self.tree.chosen.connect(draft.set_values)
+        self.target_problem = ProblemLine()
+        self.live = label("", "strong", wrap=True)
+        self.memory_text = ElidedLabel("", "help")
+        self.memory_bar = UsageBar("Memory that training needs")
+        self.empty = EmptyState("The tree shows the layers of the model as soon as one is chosen.",
+                                icon="tree-structure")
+        layout = QHBoxLayout(self)
+        margin = theme.PAGE_MARGIN
+        layout.setContentsMargins(margin, margin, margin, margin)
+        layout.setSpacing(theme.CARD_GAP)
+        layout.addWidget(self._build_forms())
+        layout.addWidget(self._build_targets(), 1)
+        draft.config_changed.connect(self._config_changed)
+        draft.card_changed.connect(self._card_changed)
+        draft.scan_changed.connect(lambda _scan: self._show_estimate())
+        draft.problems_changed.connect(lambda _problems: self._show_problems())
+        self._config_changed(draft.config)
+        self._card_changed(draft.card)
+
+    def _build_forms(self) -> QWidget:
+        content = QWidget()
+        layout = QVBoxLayout(content)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(theme.CARD_GAP)
+        for title, form in (("Adapter", self.adapter_form), ("Learning", self.training_form)):
+            card = Card(title)
+            card.body.setSpacing(2 * theme.GRID)
+            card.body.addWidget(form)
+            layout.addWidget(card)
+        layout.addStretch(1)
+        area = scrolled(content)
+        area.setFixedWidth(FORM_WIDTH)
+        return area
+
+    def _build_targets(self) -> Card:
+        card = Card("Target layers")
+        inner = QWidget()
+        self._stack = QStackedLayout(inner)
+        self._stack.addWidget(self.empty)
+        self._stack.addWidget(self.tree)
+        card.body.addWidget(inner, 1)
+        card.body.addWidget(self.target_problem)
+        card.body.addWidget(self.live)
+        card.body.addWidget(self.memory_text)
+        card.body.addWidget(self.memory_bar)
+        return card
+
+    def show_field(self, path: str) -> bool:
+        """Lead to the field of a problem."""
+        if path == TARGETS:
+            self.tree.tree.setFocus()
+            return True
+        return self.adapter_form.show_field(path) or self.training_form.show_field(path)
+
+    @Slot(object)
+    def _config_changed(self, config: RunConfig) -> None:
+        self.adapter_form.set_values(config.adapter)
+        self.training_form.set_values(config.training)
+        self._show_targets(config.adapter)
+        self._show_estimate()
+        self._show_problems()
+
+    @Slot(object)
+    def _card_changed(self, card: ModelCard | None) -> None:
+        self._stack.setCurrentIndex(0 if card is None else 1)
+        if card is not None:
+            self.tree.set_modules(card.modules)
+            self._shown_targets = ()
+            self._show_targets(self._draft.config.adapter)
+        self._show_estimate()
+        self._show_problems()
+
+    def _show_targets(self, adapter: LoraConfig) -> None:
+        """Tick anew only where the choice has changed: an empty choice, which the config refuses, stays in sight."""
+        targets = (adapter.target_modules, adapter.first_layer, adapter.last_layer)
+        if targets == self._shown_targets:
+            self.tree.set_rank(adapter)
+        else:
+            self._shown_targets = targets
+            self.tree.set_adapter(adapter)
+
+    def _show_estimate(self) -> None:
+        found = estimated(self._draft.config, self._draft.card, self._draft.scan)
+        self.memory_bar.setVisible(found is not None)
+        if found is None:
+            self.live.setText("")
+            self.memory_text.set_text("")
+            return
+        total = machine.memory_bytes()
+        self.live.setText(live_line(found))
+        self.memory_text.set_text(f"Memory about {words.memory(found.memory_bytes)} of {words.memory(total)}")
+        self.memory_bar.set_share(found.memory_bytes / total)
+        for widget in (self.memory_bar, self.memory_text):
+            widget.setToolTip(plain_tip(parts(found)))
+
+    def _show_problems(self) -> None:
+        draft = self._draft
+        unwise = advice(draft.config, draft.card, draft.scan)
+        for form in (self.adapter_form, self.training_form):
+            form.set_problems(draft.problems, unwise)
+        wrong = next((problem for problem in draft.problems if problem.field == TARGETS), None)
+        self.target_problem.set_problem(f"{wrong.message} {wrong.hint}".strip() if wrong else "")
+        self.live.setVisible(wrong is None)
+        self.memory_text.setVisible(wrong is None)
+
+
+def live_line(found: Estimate) -> str:
+    """`4.9 M parameters trained (3.5%) · adapter 9.8 MB`."""
+    return (f"{words.count(found.trainable_parameters)} parameters trained ({words.percent(found.share)}) · "
+            f"adapter {words.size(found.adapter_bytes)}")

@@ -1,0 +1,89 @@
+"""What the window remembers: its place, theme, recent files. No hyper-parameter lives here.
+
+The run that is being put together is kept beside it as an ordinary run file.
+"""
+
+import os
+from pathlib import Path
+
+from PySide6.QtCore import QByteArray, QSettings
+
+from app.theme import Scheme
+from core import files
+from core.config import RunConfig, dump_config, load_config
+from core.errors import ConfigError
+from core.paths import data_root
+
+RECENT_FILES = 8
+_SCHEMES: dict[str, Scheme] = {"system": "system", "light": "light", "dark": "dark"}
+
+
+class Settings:
+    """Typed access to QSettings; with LORA_WORKBENCH_HOME set they lie in an ini file inside it."""
+
+    def __init__(self) -> None:
+        if os.environ.get("LORA_WORKBENCH_HOME"):
+            self._store = QSettings(str(data_root() / "window.ini"), QSettings.Format.IniFormat)
+        else:
+            self._store = QSettings("LoRA Workbench", "LoRA Workbench")
+
+    @property
+    def geometry(self) -> QByteArray:
+        """What QWidget.saveGeometry gave; empty at first."""
+        value = self._store.value("geometry")
+        return value if isinstance(value, QByteArray) else QByteArray()
+
+    @geometry.setter
+    def geometry(self, value: QByteArray) -> None:
+        self._store.setValue("geometry", value)
+
+    @property
+    def scheme(self) -> Scheme:
+        """The chosen colour scheme."""
+        value = self._store.value("scheme")
+        return _SCHEMES.get(str(value), "system")
+
+    @scheme.setter
+    def scheme(self, value: Scheme) -> None:
+        self._store.setValue("scheme", value)
+
+    @property
+    def recent(self) -> list[str]:
+        """Recently opened data files and run files, newest first."""
+        value = self._store.value("recent")
+        items = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        return [str(item) for item in items]
+
+    def add_recent(self, path: str) -> None:
+        """Put a file on top of the recent ones."""
+        kept = [item for item in self.recent if item != path]
+        self._store.setValue("recent", [path, *kept][:RECENT_FILES])
+
+    @property
+    def draft_name(self) -> str:
+        """The name given to the run that is being put together."""
+        value = self._store.value("draft_name")
+        return value if isinstance(value, str) else ""
+
+    @draft_name.setter
+    def draft_name(self, value: str) -> None:
+        self._store.setValue("draft_name", value)
+
+    def save_draft(self, config: RunConfig) -> None:
+        """Keep the unfinished run for the next start."""
+        files.write_text(_draft_path(), dump_config(config))
+
+    def load_draft(self) -> RunConfig | None:
+        """The unfinished run of last time; None at the first start or where it can not be read any more."""
+        try:
+            return load_config(_draft_path()) if _draft_path().exists() else None
+        except ConfigError:
+            return None  # written by another version: the sample is a better start than an error
+
+    def sync(self) -> None:
+        """Write what is not on the disk yet."""
+        self._store.sync()
+
+
+def _draft_path() -> Path:
+    return data_root() / "draft.toml"

@@ -1,0 +1,466 @@
+"""The window: side bar, bars, pages, and what connects them. Pages know nothing of each other."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from PySide6.QtCore import QObject, QTimer, Signal, Slot
+from PySide6.QtGui import QCloseEvent, QGuiApplication, QShowEvent
+from PySide6.QtWidgets import QApplication, QFileDialog, QHBoxLayout, QMainWindow, QStackedWidget, QVBoxLayout, QWidget
+
+from app import late_pages, theme
+from app.bars import StatusLine, TopBar
+from app.close_dialog import ask_how_to_close
+from app.command_dialog import CommandDialog
+from app.draft import Draft, suggested_name
+from app.errors import ErrorDialog, ErrorHooks
+from app.menus import Menus
+from app.messages import about_window
+from app.operations import Operations
+from app.pages.data import DataPage
+from app.pages.method import MethodPage
+from app.pages.model import ModelPage
+from app.run_session import RunSession
+from app.settings import Settings
+from app.sidebar import Sidebar, Sign
+from app.startup_probe import install_if_asked
+from app.widgets import line
+from core import words
+from core.config import RunConfig, load_config
+from core.engine.client import EngineClient
+from core.errors import CoreError
+from core.estimate import Problem, planned_steps
+from core.events import Failed
+from core.paths import RESOURCES, runs_root
+from core.runs.folder import RunFolder, new_run_path
+
+SAMPLE = RESOURCES / "samples" / "orders" / "run.toml"
+SAMPLE_NAME = "orders"
+SECTIONS = {"model": ("model",), "data": ("data",), "method": ("adapter", "training")}
+PREBUILD_MS = 400  # after the window is shown, between the pages that are built ahead
+JOB_WORDS = {
+    "ListModels": "looking for models", "PrepareStarter": "preparing the starter", "InspectModel": "reading the model",
+    "ImportGguf": "importing", "DownloadModel": "downloading", "ScanData": "measuring the data",
+    "PreviewRows": "reading rows", "Generate": "answering", "Export": "exporting", "Unload": "freeing memory",
+}
+
+
+class MainWindow(QMainWindow):
+    """The whole window over one draft, one session and the two engines.
+
+    Args:
+        operations: the engines.
+        settings: what is remembered.
+        colours: puts schemes on the application.
+        config: what to show first; None takes the unfinished run of last time or the sample.
+    """
+
+    def __init__(self, operations: Operations, settings: Settings, colours: theme.Theme,
+                 config: RunConfig | None = None, name: str = "") -> None:
+        super().__init__()
+        self.operations = operations
+        self.settings = settings
+        self._colours = colours
+        self.draft = Draft(operations, parent=self)
+        self.session = RunSession(operations, self)
+        self.dialog: QWidget | None = None  # the one that is open, kept alive
+        self._pages: dict[str, QWidget] = {}
+        self._makers: dict[str, Callable[[], QWidget]] = {
+            "model": lambda: ModelPage(self.draft, operations), "data": lambda: DataPage(self.draft, operations),
+            "method": lambda: MethodPage(self.draft), "train": lambda: late_pages.make_train(self),
+            "runs": lambda: late_pages.make_runs(self), "chat": lambda: late_pages.make_chat(self),
+        }
+        self._closing = False
+        self._shown = False
+        self.sidebar, self.top, self.status, self.stack = Sidebar(), TopBar(), StatusLine(), QStackedWidget()
+        self._build()
+        self.menus = Menus(self)
+        self._connect()
+        if config is not None:
+            self.draft.replace(config, name)
+        else:
+            self._open_last()
+        self.show_page("model")
+        self._show_state()
+
+    # --- how it is built -------------------------------------------------------------------
+
+    def _build(self) -> None:
+        right = QVBoxLayout()
+        right.setContentsMargins(0, 0, 0, 0)
+        right.setSpacing(0)
+        for widget in (self.top, line()):
+            right.addWidget(widget)
+        right.addWidget(self.stack, 1)
+        for widget in (line(), self.status):
+            right.addWidget(widget)
+        whole = QHBoxLayout()
+        whole.setContentsMargins(0, 0, 0, 0)
+        whole.setSpacing(0)
+        whole.addWidget(self.sidebar)
+        whole.addLayout(right, 1)
+        central = QWidget()
+        central.setLayout(whole)
+        self.setCentralWidget(central)
+        self.setMinimumSize(960, 600)
+        self.resize(1280, 800)
+
+    def _connect(self) -> None:
+        draft, session, top = self.draft, self.session, self.top
+        self.sidebar.chosen.connect(self.show_page)
+        self.sidebar.problem_clicked.connect(self.go_to_problem)
+        top.start_pressed.connect(self.start_training)
+        top.pause_pressed.connect(self.pause_or_go_on)
+        top.stop_pressed.connect(session.stop)
+        top.command_pressed.connect(self.show_command)
+        top.name_edited.connect(draft.set_name)
+        draft.name_changed.connect(self._name_changed)
+        draft.problems_changed.connect(lambda _problems: self._show_state())
+        draft.checking_changed.connect(lambda _checking: self._show_state())
+        draft.config_changed.connect(lambda _config: self._show_state())
+        session.began.connect(self._run_began)
+        session.happened.connect(self.status.add)
+        session.state_changed.connect(top.show_state)
+        session.state_changed.connect(lambda _state: self._show_state())
+        session.failed.connect(self._run_failed)
+        session.ended.connect(self._run_ended)
+        self.operations.failed.connect(self.show_failure)
+        self.operations.changed.connect(self.show_engines)
+
+    def page(self, key: str) -> QWidget:
+        """A page by its key, built now if it was not yet."""
+        if key not in self._pages:
+            self._pages[key] = self._makers[key]()
+            self.stack.addWidget(self._pages[key])
+            self._tell_train()
+        return self._pages[key]
+
+    def show_page(self, key: str) -> None:
+        """Open a page."""
+        self.stack.setCurrentWidget(self.page(key))
+        self.sidebar.mark(key)
+
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802
+        """After the first showing: engines, icons, the pages that are not in sight, runs that go on."""
+        super().showEvent(event)
+        if not self._shown:
+            self._shown = True
+            QTimer.singleShot(0, self._after_first_show)
+
+    def _after_first_show(self) -> None:
+        self.operations.start_engines()
+        theme.load_icons()
+        self._attach_to_living_run()
+        QTimer.singleShot(PREBUILD_MS, self._build_next_page)
+
+    def _build_next_page(self) -> None:
+        missing = [key for key in self._makers if key not in self._pages]
+        if missing and not self._closing:
+            self.page(missing[0])
+            QTimer.singleShot(PREBUILD_MS, self._build_next_page)
+
+    # --- what is chosen --------------------------------------------------------------------
+
+    def _open_last(self) -> None:
+        config = self.settings.load_draft()
+        if config is not None:
+            self.draft.replace(config, self.settings.draft_name)
+        elif SAMPLE.exists():
+            self.open_sample()
+
+    def open_sample(self) -> None:
+        """Choose the starter model and the sample dataset with the sample's own settings."""
+        self.draft.replace(load_config(SAMPLE), SAMPLE_NAME)
+
+    def open_data(self) -> None:
+        """Let the person add data files."""
+        self.show_page("data")
+        page = self.page("data")
+        assert isinstance(page, DataPage)
+        page.add_files()
+
+    def open_model(self) -> None:
+        """Let the person open a model folder."""
+        self.show_page("model")
+        page = self.page("model")
+        assert isinstance(page, ModelPage)
+        page.open_folder()
+
+    def open_run_file(self) -> None:
+        """Let the person open a run file."""
+        path, _ = QFileDialog.getOpenFileName(self, "Open a run file", "", "Run files (*.toml)")
+        if path:
+            self.load_run_file(Path(path))
+
+    def load_run_file(self, path: Path) -> None:
+        """Take over a run file; a damaged one is told and changes nothing."""
+        try:
+            config = load_config(path)
+        except CoreError as error:
+            self.show_failure(Failed.of(error))
+            return
+        self.settings.add_recent(str(path))
+        self.draft.replace(config, path.parent.name if path.name == "run.toml" else path.stem)
+
+    def open_recent(self, path: str) -> None:
+        """A run file or a data file that was open before."""
+        if path.endswith(".toml"):
+            self.load_run_file(Path(path))
+        else:
+            self.draft.set_value("data.train", (path,))
+            self.show_page("data")
+
+    def repeat(self, config: RunConfig, name: str = "") -> None:
+        """Take over the config of a run, to change and start again."""
+        self.draft.replace(config, name)
+        self.show_page("method")
+
+    @Slot(str)
+    def _name_changed(self, name: str) -> None:
+        if self.top.name.text() != name:
+            self.top.name.setText(name)
+        self.setWindowTitle(f"{name} – LoRA Workbench" if name else "LoRA Workbench")  # noqa: RUF001
+
+    # --- the run ---------------------------------------------------------------------------
+
+    def start_training(self) -> None:
+        """Start the run as it is put together; where something is missing, lead to it."""
+        focused = self.focusWidget()
+        if focused is not None:
+            focused.clearFocus()  # a number that is being typed counts
+        if self.session.active:
+            return
+        if not self.draft.ready:
+            if self.draft.problems:
+                self.go_to_problem("")
+            return
+        config = self.draft.config
+        self.draft.set_name(self.draft.name or suggested_name(config))
+        try:
+            run_dir = new_run_path(self.draft.name)
+        except CoreError as error:
+            self.show_failure(Failed.of(error))
+            return
+        for file in config.data.train:
+            self.settings.add_recent(file)
+        self.settings.save_draft(config)
+        self.session.start(config, run_dir)
+
+    def resume_training(self, run_dir: Path) -> None:
+        """Go on with a run from its last checkpoint."""
+        if not self.session.active:
+            self.session.resume(run_dir)
+
+    def pause_or_go_on(self) -> None:
+        """Pause the run, or end the pause."""
+        if self.session.state == "paused":
+            self.session.go_on()
+        else:
+            self.session.pause()
+
+    def _attach_to_living_run(self) -> None:
+        for path in sorted(runs_root().glob("*/engine.json")):
+            if RunFolder(path.parent).state() == "running" and not self.session.active:
+                self.session.attach(path.parent)
+
+    @Slot(object)
+    def _run_began(self, run_dir: Path) -> None:
+        already_built = "train" in self._pages
+        self.status.begin()
+        self.show_page("train")
+        if not already_built:  # it was not there to hear of the beginning
+            self.page("train").begin(run_dir)  # type: ignore[attr-defined]
+
+    @Slot(object)
+    def _run_failed(self, failed: Failed) -> None:
+        run_dir = self.session.run_dir
+        resumable = run_dir is not None and bool(RunFolder(run_dir).checkpoint_folders())
+        if not self._closing:
+            self.show_failure(failed, resume=run_dir if resumable else None)
+
+    @Slot()
+    def _run_ended(self) -> None:
+        QApplication.alert(self)  # a long run has ended while the person looked elsewhere
+        self._show_state()
+        if self._closing:
+            self.close()
+
+    # --- where the person is led -----------------------------------------------------------
+
+    def go_to_problem(self, key: str) -> None:
+        """Open the page with a problem and give its field the focus; "" takes the first problem of all."""
+        found = [problem for problem in self.draft.problems if not key or page_of(problem) == key]
+        if found:
+            target = page_of(found[0])
+            self.show_page(target)
+            self.page(target).show_field(found[0].field)  # type: ignore[attr-defined]
+        elif key:
+            self.show_page(key)
+
+    def show_run(self, run_dir: Path) -> None:
+        """Show a run of the past on the Train page."""
+        self.show_page("train")
+        self.page("train").show_run(run_dir)  # type: ignore[attr-defined]
+
+    def chat_with(self, run_dir: Path) -> None:
+        """Open the Chat page with a run."""
+        self.show_page("chat")
+        self.page("chat").choose_run(run_dir)  # type: ignore[attr-defined]
+
+    def export(self, run_dir: Path) -> None:
+        """Open the export wizard for a run."""
+        self.dialog = late_pages.open_export_wizard(self, run_dir)
+
+    def show_command(self) -> None:
+        """Show the equivalent command line and run file."""
+        dialog = CommandDialog(self.draft.config, self.draft.name or suggested_name(self.draft.config), self)
+        self.dialog = dialog
+        dialog.open()
+
+    @Slot(object)
+    def show_failure(self, failed: Failed, resume: Path | None = None) -> None:
+        """Tell a failure; with a run folder the dialog offers to resume it."""
+        dialog = ErrorDialog(failed, self, resumable=resume is not None)
+        if resume is not None:
+            dialog.accepted.connect(lambda: self.resume_training(resume))
+        self.dialog = dialog
+        dialog.open()
+
+    def about(self) -> None:
+        """Version and license."""
+        self.dialog = about_window(metadata.version("lora-workbench"), self)
+
+    def set_scheme(self, scheme: theme.Scheme) -> None:
+        """Change the colours and remember it."""
+        self.settings.scheme = scheme
+        self._colours.set_scheme(scheme)
+
+    # --- what is shown of the state --------------------------------------------------------
+
+    def _show_state(self) -> None:
+        draft, active = self.draft, self.session.active
+        for key, sections in SECTIONS.items():
+            found = [problem for section in sections for problem in draft.problems_of(section)]
+            self.sidebar.set_sign(key, self._sign(key, found), found[0].message if found else "")
+        self.sidebar.set_sign("train", "running" if active else "none")
+        reason = self._why_not()
+        self.top.set_ready(draft.ready, reason)
+        self.menus.show_session(active, draft.ready)
+        self._tell_train()
+        if not active:
+            self.status.show_idle(reason or self._ready_words())
+
+    def _tell_train(self) -> None:
+        train = self._pages.get("train")
+        if train is not None:
+            train.set_ready(self.draft.ready, self._why_not())  # type: ignore[attr-defined]
+
+    def _sign(self, key: str, found: list[Problem]) -> Sign:
+        draft = self.draft
+        if found:
+            return "problem"
+        waiting = {"model": draft.card is None, "data": draft.scan is None, "method": draft.card is None}[key]
+        if waiting:
+            return "checking" if draft.checking else "none"
+        return "ready"
+
+    def _why_not(self) -> str:
+        if self.draft.problems:
+            first = self.draft.problems[0]
+            return f"{first.message} {first.hint}".strip()
+        return "" if self.draft.ready else "Looking at the model and the data…"
+
+    def _ready_words(self) -> str:
+        if self.draft.scan is None:
+            return "Ready."
+        return f"Ready: {words.plural(planned_steps(self.draft.config, self.draft.scan), 'step')}."
+
+    @Slot()
+    def show_engines(self) -> None:
+        """Put the engines' state into words."""
+        states = {role: getattr(self.operations.client(role), "state", "idle") for role in ("train", "work")}
+        current = self.operations.current("work")
+        if "crashed" in states.values():
+            self.sidebar.engine.show_state("crashed", "Engine crashed")
+        elif self.session.active:
+            self.sidebar.engine.show_state("busy", "Engine training")
+        elif states["work"] == "starting":
+            self.sidebar.engine.show_state("starting", "Engine starting…")
+        elif current is not None:
+            self.sidebar.engine.show_state("busy", f"Engine {JOB_WORDS.get(current.label, 'busy')}")
+        else:
+            self.sidebar.engine.show_state("idle", "Engine ready")
+
+    # --- the end ---------------------------------------------------------------------------
+
+    def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
+        """During a run ask what becomes of it; else remember everything and let go of the engines."""
+        keep = False
+        if self.session.active and not self._closing:
+            answer = ask_how_to_close(self)
+            if answer == "cancel":
+                event.ignore()
+                return
+            keep = answer == "keep"
+            if not keep:
+                self._closing = True
+                self.session.stop()
+        if self._closing and self.session.active:
+            event.ignore()  # closed again when the run has ended
+            return
+        self._closing = True
+        self.settings.geometry = self.saveGeometry()
+        self.settings.draft_name = self.draft.name
+        self.settings.save_draft(self.draft.config)
+        self.settings.sync()
+        self.operations.close(keep_training=keep)
+        event.accept()
+
+    def restore(self) -> None:
+        """Put the window where it was, if that place is still on a screen."""
+        if not self.settings.geometry.isEmpty():
+            self.restoreGeometry(self.settings.geometry)
+        center = self.frameGeometry().center()
+        if not any(screen.availableGeometry().contains(center) for screen in QGuiApplication.screens()):
+            screen = QGuiApplication.primaryScreen().availableGeometry()
+            self.resize(min(1280, screen.width()), min(800, screen.height()))
+            self.move(screen.center() - self.rect().center())
+
+
+def page_of(problem: Problem) -> str:
+    """The key of the page that shows a problem's field."""
+    section = problem.field.split(".")[0]
+    return next((key for key, sections in SECTIONS.items() if section in sections), "method")
+
+
+class _EngineWatch(QObject):
+    """Brings an engine's change of state, told from any thread, into the window's."""
+
+    changed = Signal()
+
+
+def run_window(argv: Sequence[str] = ()) -> int:
+    """Open the window and return the exit code when it is closed."""
+    app = QApplication([sys.argv[0], *argv])
+    app.setApplicationName("LoRA Workbench")
+    settings = Settings()
+    hooks = ErrorHooks()
+    hooks.install()
+    watch = _EngineWatch()
+    operations = Operations(EngineClient("train", on_change=watch.changed.emit),
+                            EngineClient("work", on_change=watch.changed.emit))
+    window = MainWindow(operations, settings, theme.Theme(app, settings.scheme))
+    watch.changed.connect(window.show_engines)
+    hooks.failed.connect(window.show_failure)
+    window.restore()
+    install_if_asked(window)
+    window.show()
+    code = app.exec()
+    hooks.remove()
+    if operations.busy:
+        # a thread still follows a run that goes on without us; a QThread must not be destroyed while it runs
+        sys.stdout.flush()
+        os._exit(code)
+    return code
