@@ -36,6 +36,7 @@ def test_jobs_run_one_after_the_other_in_the_same_warm_process(make_client: Make
     second = list(client.run(InspectModel("ok"), Control()))
     assert [event.done for event in first if isinstance(event, Progress)] == [0, *range(100)]
     assert isinstance(first[-1], Result)
+    assert isinstance(second[-1], Result)
     assert first[-1].values["pid"] == second[-1].values["pid"] == client.pid
     assert client.state == "idle"
 
