@@ -25,6 +25,7 @@ QLabel[role="warning"] {{ font-size: 12px; color: {c.warning_text}; }}
 QLabel[role="good"] {{ font-size: 12px; color: {c.good_text}; }}
 
 QFrame[role="card"] {{ background: {c.surface}; border: 1px solid {c.border}; border-radius: 8px; }}
+QFrame[role="card-chosen"] {{ background: {c.surface}; border: 2px solid {c.accent}; border-radius: 8px; }}
 QFrame[role="card-drop"] {{ background: {c.surface}; border: 2px dashed {c.accent}; border-radius: 8px; }}
 QFrame[role="line"] {{ background: {c.border}; border: none; max-height: 1px; min-height: 1px; }}
 QWidget[role="sidebar"] {{ background: {c.sidebar}; }}

@@ -36,13 +36,13 @@ REFRESH_MILLISECONDS = 3000
 class RunsPage(QWidget):
     """Lists the run folders below `root`.
 
-    Signals, each with the run folder: `open_requested`, `continue_requested`, `chat_requested`,
+    Signals, each with the run folder: `open_requested`, `resume_requested`, `chat_requested`,
     `export_requested`; `repeat_requested(RunConfig)`; `start_requested()` in the empty state;
     `renamed(Path, Path)` and `deleted(Path)` when it is done.
     """
 
     open_requested = Signal(object)
-    continue_requested = Signal(object)
+    resume_requested = Signal(object)
     repeat_requested = Signal(object)
     chat_requested = Signal(object)
     export_requested = Signal(object)
@@ -103,7 +103,7 @@ class RunsPage(QWidget):
     def _build_actions(self) -> QHBoxLayout:
         items = (
             ("open", "Open", "chart-line", lambda: self._tell(self.open_requested)),
-            ("continue", "Continue", "play", lambda: self._tell(self.continue_requested)),
+            ("continue", "Continue", "play", lambda: self._tell(self.resume_requested)),
             ("repeat", "Repeat with changes", "copy", self._repeat),
             ("chat", "Chat", "chats", lambda: self._tell(self.chat_requested)),
             ("export", "Export…", "export", lambda: self._tell(self.export_requested)),

@@ -1,0 +1,116 @@
+"""What the export wizard gathers: the choices, their sizes, their problems. No widgets here."""
+
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from core import files
+from core.config import RunConfig
+from core.events import ModelCard
+from core.jobs import Export
+from core.paths import data_root
+from core.words import size
+
+Target = Literal["adapter", "merged"]
+ExportDtype = Literal["base", "fp32", "bf16", "fp16"]
+_BYTES_OF = {"fp32": 4, "bf16": 2, "fp16": 2}
+_SPARE_BYTES = 2**24
+_WRITE_BYTES_PER_SECOND = 100e6
+_PARAMETERS_PER_SECOND = 12e6  # of the receipt's comparison on two CPU cores
+
+
+@dataclass(frozen=True)
+class ExportChoice:
+    """All choices of the wizard. `checkpoint` "" is the final adapter, `shard_bytes` 0 the base's own files."""
+
+    run_dir: Path
+    checkpoint: str = ""
+    to: Target = "adapter"
+    dtype: ExportDtype = "base"
+    shard_bytes: int = 0
+    out: Path = Path()
+
+    def job(self) -> Export:
+        """The request to the engine."""
+        return Export(self.run_dir, self.to, self.out, self.checkpoint, self.dtype,
+                      self.shard_bytes if self.to == "merged" else 0)
+
+    def command(self) -> str:
+        """The same as a command line of this system."""
+        words = ["lora-workbench", "export", str(self.run_dir), "--to", self.to, "--out", str(self.out)]
+        if self.checkpoint:
+            words += ["--checkpoint", self.checkpoint]
+        if self.dtype != "base":
+            words += ["--dtype", self.dtype]
+        if self.to == "merged" and self.shard_bytes:
+            words += ["--shard-size", str(self.shard_bytes)]
+        return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+
+    def with_default_folder(self) -> "ExportChoice":
+        """The same with a folder that does not exist yet, named after the run."""
+        name = f"{self.run_dir.name}-{self.to}" + (f"-{self.checkpoint}" if self.checkpoint else "")
+        root = data_root() / "exports"
+        out, number = root / name, 2
+        while out.exists():
+            out, number = root / f"{name}-{number}", number + 1
+        return replace(self, out=out)
+
+
+@dataclass(frozen=True)
+class ExportFacts:
+    """What is known of the run's adapter and of its base model (None until it was inspected)."""
+
+    config: RunConfig
+    adapter_bytes: int  # as it lies in the run, fp32 unless chosen otherwise
+    card: ModelCard | None = None
+
+    def bytes_of(self, choice: ExportChoice) -> int:
+        """How much the export takes, about; 0 while not known."""
+        if choice.to == "adapter":
+            stored = _BYTES_OF[self.config.adapter.save_dtype]
+            return self.adapter_bytes * _BYTES_OF.get(choice.dtype, stored) // stored
+        if self.card is None:
+            return 0
+        if choice.dtype == "base":
+            return self.card.bytes_on_disk
+        return self.card.parameters * _BYTES_OF[choice.dtype]
+
+    def seconds_of(self, choice: ExportChoice) -> float:
+        """How long writing and checking takes, about; 0 while not known."""
+        if self.card is None:
+            return 0.0
+        return 5 + 2 * self.bytes_of(choice) / _WRITE_BYTES_PER_SECOND + self.card.parameters / _PARAMETERS_PER_SECOND
+
+
+def folder_problem(text: str, needed: int) -> tuple[str, str]:
+    """(what is wrong with the folder, what to do); ("", "") if it can be exported to.
+
+    The same rules as in `core.export`, which checks again when it begins.
+    """
+    if not text.strip():
+        return "Choose a folder.", ""
+    out = Path(text.strip()).expanduser()
+    if not out.is_absolute():
+        return "Write the whole path of the folder.", ""
+    try:
+        return _state_problem(out, needed)
+    except OSError as error:
+        return f"This folder can not be used: {error.strerror or error}.", "Choose another folder."
+
+
+def _state_problem(out: Path, needed: int) -> tuple[str, str]:
+    if out.is_dir():
+        if any(out.iterdir()):
+            return "This folder is not empty.", "Choose a new one, so that nothing is overwritten."
+    elif out.exists() or out.is_symlink():
+        return "This is a file.", "Choose a new folder."
+    parent = next((one for one in out.parents if one.exists()), out)
+    if not parent.is_dir():
+        return f"{parent.name} is a file, not a folder.", "Choose another folder."
+    free = files.free_bytes(out)
+    if needed and free < needed + _SPARE_BYTES:
+        return f"The export takes {size(needed)}, but only {size(free)} are free here.", "Choose another disk."
+    return "", ""

@@ -1,0 +1,250 @@
+"""The first three pages of the export wizard: what, where to, details."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from PySide6.QtCore import Qt, Slot
+from PySide6.QtGui import QMouseEvent
+from PySide6.QtWidgets import (
+    QButtonGroup,
+    QComboBox,
+    QFileDialog,
+    QFormLayout,
+    QFrame,
+    QLineEdit,
+    QRadioButton,
+    QVBoxLayout,
+    QWizard,
+    QWizardPage,
+)
+
+from app import figures, theme
+from app.export_choice import ExportDtype, Target, folder_problem
+from app.run_picker import RunPicker
+from app.widgets import ProblemLine, button, label, row
+from core import files
+from core.words import size
+
+if TYPE_CHECKING:
+    from app.export_wizard import ExportWizard
+
+_SHARDS = (("As in the base model", 0), ("1 GB", 10**9), ("2 GB", 2 * 10**9), ("5 GB", 5 * 10**9))
+
+
+class ExportPage(QWizardPage):
+    """A page that knows its wizard."""
+
+    def __init__(self, title: str, subtitle: str) -> None:
+        super().__init__()
+        self.setTitle(title)
+        self.setSubTitle(subtitle)
+
+    @property
+    def flow(self) -> "ExportWizard":
+        """The wizard, which holds the choices."""
+        return cast("ExportWizard", self.wizard())
+
+
+class WhatPage(ExportPage):
+    """1: the run and its checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__("1 of 5 · What", "Choose the run and which of its adapters you want.")
+        self.picker = RunPicker()
+        self.picker.changed.connect(self._picked)
+        self._facts = label("", "help", wrap=True)
+        self._problem = ProblemLine()
+        layout = QVBoxLayout(self)
+        layout.setSpacing(2 * theme.GRID)
+        layout.addLayout(row(self.picker, None))
+        layout.addWidget(self._facts)
+        layout.addWidget(self._problem)
+        layout.addStretch(1)
+
+    def initializePage(self) -> None:  # noqa: N802 -- Qt's name
+        """Say what is chosen."""
+        self._picked()
+
+    @Slot()
+    def _picked(self) -> None:
+        run, adapter = self.picker.run, self.picker.adapter
+        if self.wizard() is None:
+            return
+        if run is None or adapter is None:
+            self._problem.set_problem("There is no run with an adapter yet. Train one first.")
+        else:
+            problem = self.flow.choose_run(run.path, adapter.checkpoint, adapter.path)
+            self._problem.set_problem(problem)
+        facts = self.flow.facts
+        self._facts.setText("" if facts is None else
+                            f"Base model {Path(facts.config.model.path).name} · {facts.config.adapter.method}, "
+                            f"rank {facts.config.adapter.rank} · adapter {size(facts.adapter_bytes)}")
+        self.completeChanged.emit()
+
+    def isComplete(self) -> bool:  # noqa: N802
+        """A run that can be read is chosen."""
+        return self.picker.adapter is not None and self.wizard() is not None and self.flow.facts is not None
+
+
+class TargetCard(QFrame):
+    """A card that is chosen as a whole."""
+
+    def __init__(self, title: str, sentence: str) -> None:
+        super().__init__()
+        theme.set_role(self, "card")
+        self.radio = QRadioButton(title)
+        font = theme.font("section")
+        self.radio.setFont(font)
+        self.radio.setAccessibleDescription(sentence)
+        self.cost = label("", "help")
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(*[theme.CARD_MARGIN] * 4)
+        layout.addWidget(self.radio)
+        layout.addWidget(label(sentence, wrap=True))
+        layout.addStretch(1)
+        layout.addWidget(self.cost)
+        self.setMinimumSize(220, 150)
+        self.setCursor(Qt.CursorShape.PointingHandCursor)
+
+    def mousePressEvent(self, event: QMouseEvent) -> None:  # noqa: N802
+        """Anywhere on the card counts."""
+        self.radio.setChecked(True)
+        self.radio.setFocus()
+        super().mousePressEvent(event)
+
+
+class WherePage(ExportPage):
+    """2: adapter or merged model."""
+
+    def __init__(self) -> None:
+        super().__init__("2 of 5 · Where to", "Choose what you take away.")
+        self.cards: dict[Target, TargetCard] = {
+            "adapter": TargetCard("Adapter", "The small difference alone, for programs that know the base model and "
+                                             "load adapters in PEFT layout."),
+            "merged": TargetCard("Merged model", "A whole model with the difference worked in, for every program that "
+                                                 "loads Hugging Face models."),
+        }
+        self._group = QButtonGroup(self)
+        for card in self.cards.values():
+            self._group.addButton(card.radio)
+            card.radio.toggled.connect(self._toggled)
+        layout = QVBoxLayout(self)
+        layout.addLayout(row(*self.cards.values(), spacing=theme.CARD_GAP))
+        layout.addStretch(1)
+
+    def initializePage(self) -> None:  # noqa: N802
+        """Tick what was chosen before and say what it costs."""
+        self.cards[self.flow.choice.to].radio.setChecked(True)
+        self.show_costs()
+
+    def show_costs(self) -> None:
+        """Size and time of both; the base model may still be looked at."""
+        facts = self.flow.facts
+        for target, card in self.cards.items():
+            choice = replace(self.flow.choice, to=target, dtype="base")
+            needed = facts.bytes_of(choice) if facts else 0
+            seconds = facts.seconds_of(choice) if facts else 0.0
+            words = [f"about {size(needed)}" if needed else "", f"{figures.time_left(seconds)}" if seconds else ""]
+            card.cost.setText(" · ".join(word for word in words if word) or self.flow.card_problem
+                              or "Looking at the base model…")
+            theme.set_role(card, "card-chosen" if target == self.flow.choice.to else "card")
+
+    @Slot()
+    def _toggled(self) -> None:
+        for target, card in self.cards.items():
+            if card.radio.isChecked():
+                self.flow.choose_target(target)
+        self.show_costs()
+
+
+class DetailsPage(ExportPage):
+    """3: number type, size of the files, folder."""
+
+    def __init__(self) -> None:
+        super().__init__("3 of 5 · Details", "How and where the files are written.")
+        self.dtype = QComboBox()
+        self.dtype.setAccessibleName("Number type")
+        self.dtype_help = label("", "help", wrap=True)
+        self.shards = QComboBox()
+        self.shards.setAccessibleName("Largest file")
+        for words, size_bytes in _SHARDS:
+            self.shards.addItem(words, size_bytes)
+        self.folder = QLineEdit()
+        self.folder.setAccessibleName("Folder")
+        self.folder.setMinimumWidth(360)
+        self.browse = button("Choose…", self._browse, icon="folder-open")
+        self.space = label("", "help")
+        self.problem = ProblemLine()
+        self._form = QFormLayout(self)
+        self._form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapAllRows)
+        self._form.setVerticalSpacing(6)
+        self._form.addRow(label("Number type"), self.dtype)
+        self._form.addRow(self.dtype_help)
+        self._form.addRow(label("Largest file"), self.shards)
+        self._form.addRow(label("Folder"), row(self.folder, self.browse))
+        self._form.addRow(self.problem)
+        self._form.addRow(self.space)
+        self.dtype.currentIndexChanged.connect(self._take)
+        self.shards.currentIndexChanged.connect(self._take)
+        self.folder.textChanged.connect(self._take)
+        self.setButtonText(QWizard.WizardButton.NextButton, "Export")
+
+    def initializePage(self) -> None:  # noqa: N802
+        """Offer what fits the target."""
+        choice, facts = self.flow.choice, self.flow.facts
+        merged = choice.to == "merged"
+        kept = facts.config.adapter.save_dtype if facts and not merged else (
+            facts.card.dtype if facts and facts.card else "")
+        same = "As in the base model" if merged else "As in the run"
+        self.dtype.blockSignals(True)
+        self.dtype.clear()
+        for words, value in ((f"{same} ({kept})" if kept else same, "base"), ("fp32", "fp32"), ("bf16", "bf16"),
+                             ("fp16", "fp16")):
+            self.dtype.addItem(words, value)
+        self.dtype.setCurrentIndex(max(0, self.dtype.findData(choice.dtype)))
+        self.dtype.blockSignals(False)
+        self._form.setRowVisible(self.shards, merged)
+        self.dtype_help.setText("fp32 keeps the adapter's effect whole; 16-bit files are half the size and round it, "
+                                "by how much stands in the receipt.")
+        self.folder.setText(str(self.flow.choice.with_default_folder().out))
+        self._take()
+
+    @Slot()
+    def _take(self) -> None:
+        if self.wizard() is None:
+            return
+        out = Path(self.folder.text().strip()).expanduser()
+        self.flow.choice = replace(self.flow.choice, dtype=cast(ExportDtype, self.dtype.currentData() or "base"),
+                                   shard_bytes=self.shards.currentData() or 0, out=out)
+        needed = self.flow.facts.bytes_of(self.flow.choice) if self.flow.facts else 0
+        message, hint = folder_problem(self.folder.text(), needed)
+        self.problem.set_problem(f"{message} {hint}".strip())
+        self.folder.setProperty("wrong", bool(message))
+        self.folder.style().polish(self.folder)
+        self.space.setText(self._space_words(out, needed))
+        self.completeChanged.emit()
+
+    def _space_words(self, out: Path, needed: int) -> str:
+        if not out.is_absolute():
+            return ""
+        try:
+            free = files.free_bytes(out)
+        except OSError:
+            return ""  # said by the problem line
+        return f"About {size(needed)} of {size(free)} free." if needed else f"{size(free)} free."
+
+    def _browse(self) -> None:
+        start = Path(self.folder.text()).expanduser()
+        while not start.is_dir() and start != start.parent:
+            start = start.parent
+        chosen = QFileDialog.getExistingDirectory(self, "Folder for the export", str(start))
+        if chosen:
+            path = Path(chosen)
+            if any(path.iterdir()):  # a folder in use holds the new one
+                path = path / self.flow.choice.with_default_folder().out.name
+            self.folder.setText(str(path))
+
+    def isComplete(self) -> bool:  # noqa: N802
+        """The folder can be used."""
+        return self.problem.text == "" and bool(self.folder.text().strip())
