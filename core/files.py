@@ -21,6 +21,16 @@ from core.errors import CoreError
 TEMPORARY_SUFFIX = ".tmp"
 
 
+def _read_umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+# It can only be read by setting it, for the whole process: so once, before there are other threads.
+_UMASK = _read_umask()
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path, mode: int | None = None) -> Iterator[Path]:
     """Give a temporary path to write to; on success it replaces `path`, on error it is removed.
@@ -33,7 +43,7 @@ def atomic_path(path: Path, mode: int | None = None) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(mode if mode is not None else 0o666 & ~_umask())  # mkstemp makes it private
+        temporary.chmod(mode if mode is not None else 0o666 & ~_UMASK)  # mkstemp makes it private
         sync_file(temporary)
         temporary.replace(path)
     except BaseException:
@@ -72,7 +82,7 @@ def publish_folder(temporary: Path, path: Path) -> None:
     for folder in [item for item in temporary.rglob("*") if item.is_dir()]:
         sync_folder(folder)
     sync_folder(temporary)
-    temporary.chmod(0o777 & ~_umask())  # mkdtemp makes it private
+    temporary.chmod(0o777 & ~_UMASK)  # mkdtemp makes it private
     temporary.replace(path)
     sync_folder(path.parent)
 
@@ -241,9 +251,3 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
