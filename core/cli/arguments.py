@@ -63,9 +63,38 @@ def byte_count(text: str) -> int:
     return round(float(found[1]) * _SIZE_FACTORS[found[2].lower()])
 
 
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def temperature(text: str) -> float:
+    """From 0 to 10."""
+    return _number_within(text, 0.0, 10.0)
+
+
+def share(text: str) -> float:
+    """More than 0, at most 1."""
+    return _number_within(text, 1e-6, 1.0)
+
+
+def _number_within(text: str, low: float, high: float) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not low <= number <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:g}")
+    return number
+
+
 def _add_demo(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = names.add_parser("demo", help="train the starter model on the sample task and measure what it learned")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="the run folder (default: a new one)")
+    parser.add_argument("--rows", type=count, metavar="N", help="score only so many held-out rows (default: all)")
+    _add_overrides(parser)
     _finish(parser, commands.demo, texts.demo)
 
 
@@ -113,9 +142,9 @@ def _add_chat(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument("--system", default="", help="the system message")
     parser.add_argument("--compare", action="store_true", help="let the base model of the run answer as well")
     parser.add_argument("--checkpoint", default="", metavar="NAME", help="such as step-000200 (default: the final one)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the most likely token")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--temperature", type=temperature, default=0.0, help="0 always takes the most likely token")
+    parser.add_argument("--top-p", type=share, default=1.0)
+    parser.add_argument("--max-new-tokens", type=count, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=("auto", "fp32", "bf16"))
@@ -164,7 +193,7 @@ def _add_download(names: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="SECTION.NAME=VALUE",
-                        help="replace a value of the run file, such as adapter.rank=16")
+                        help="replace a setting, such as adapter.rank=16")
 
 
 def _finish(parser: argparse.ArgumentParser, command: commands.Command, text: texts.ResultText) -> None:

@@ -144,7 +144,7 @@ def demo(options: argparse.Namespace, control: Control) -> Iterator[Event]:
     """The sample task, measured before and after."""
     from core.demo import demo as run_demo  # noqa: PLC0415 - it needs torch, which the other commands do without
 
-    yield from run_demo(control, options.run_dir)
+    yield from run_demo(control, options.run_dir, overrides=options.overrides, heldout_limit=options.rows)
 
 
 def read_run_file(options: argparse.Namespace) -> RunConfig:

@@ -111,7 +111,8 @@ def check_data(values: Mapping[str, Any]) -> str:
         ("rows cut at the limit", f"{values['rows_cut']:,}"),
         ("rows that teach nothing", f"{values['rows_without_supervision']:,}"),
     ]
-    return "\n".join([table(rows), *(f"Problem: {problem}" for problem in values["problems"])])
+    problems = [f"Problem: {problem}" for problem in values["problems"]]
+    return "\n".join(problems if problems and not values["rows"] else [table(rows), *problems])
 
 
 def models(values: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from core.__main__ import main
-from core.cli import runner
+from core.cli import runner, texts
 from core.cli.arguments import build_parser, byte_count, spread_overrides
 from core.cli.screen import visible
 from core.config import load_config
@@ -343,6 +343,19 @@ def test_train_in_words(run_file: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert str(tmp_path / "run") in output.out
     assert "tokens/s" in output.err
     assert "loss" in output.err
+
+
+def test_the_demo_tells_before_and_after(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    quick = ["--rows", "5", "--set", f"model.path={tiny_model}", "training.max_steps=2", "training.batch_size=2",
+             "training.evaluate_every=0", "data.max_length=64"]
+    assert main(["demo", "--json", "--run-dir", str(tmp_path / "run"), *quick]) == 0
+    last = last_json(capsys)
+    assert {"exact_match_before", "exact_match_after", "train_seconds", "tokens_per_second", "peak_rss_bytes",
+            "run_dir", "receipt"} <= set(last)
+    words = texts.demo(last)
+    assert "0% before, 0% after" in words
+    assert words.count("Order:") == 5
+    assert "✓ Passed." in words
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
