@@ -17,7 +17,8 @@ LLAMA3 = (
 )
 # Llama 3.1: tools in the first user turn, one call a turn as JSON, the tool's answer from "ipython".
 LLAMA31 = """{{- bos_token }}
-{%- if strftime_now is defined %}{%- set today = strftime_now("%d %b %Y") %}{%- else %}{%- set today = "?" %}{%- endif %}
+{%- if strftime_now is defined %}{%- set today = strftime_now("%d %b %Y") %}
+{%- else %}{%- set today = "?" %}{%- endif %}
 {%- if messages[0]['role'] == 'system' %}
     {%- set said = messages[0]['content'] | trim %}{%- set messages = messages[1:] %}
 {%- else %}{%- set said = "" %}{%- endif %}
@@ -57,18 +58,20 @@ MISTRAL = """{%- if messages[0].role == "system" %}
 {{- bos_token }}
 {%- for message in loop_messages %}
     {%- if message.role == "user" %}
-        {%- if loop.last and said is defined %}{{- "[INST] " + said + "\\n\\n" + message.content + "[/INST]" }}
-        {%- elif loop.revindex == 2 and said is defined %}{{- "[INST] " + said + "\\n\\n" + message.content + "[/INST]" }}
+        {%- if (loop.last or loop.revindex == 2) and said is defined %}
+            {{- "[INST] " + said + "\\n\\n" + message.content + "[/INST]" }}
         {%- else %}{{- "[INST] " + message.content + "[/INST]" }}{%- endif %}
     {%- else %}{{- " " + message.content | trim + eos_token }}{%- endif %}
 {%- endfor %}
 """
 GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     "{% for message in messages %}"
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
-    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}"
+    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}"
+    "{% else %}{% set role = message['role'] %}{% endif %}"
     "{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}"
 )
@@ -79,7 +82,9 @@ QWEN3 = """{%- if tools %}
     {{- '# Tools\\n<tools>' }}
     {%- for tool in tools %}{{- '\\n' }}{{- tool | tojson }}{%- endfor %}
     {{- '\\n</tools><|im_end|>\\n' }}
-{%- elif messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}
+{%- elif messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
 {%- set ns = namespace(asking=true, last_query=messages|length - 1) %}
 {%- for message in messages[::-1] %}
     {%- set index = (messages|length - 1) - loop.index0 %}
@@ -98,7 +103,8 @@ QWEN3 = """{%- if tools %}
             {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
         {%- endif %}
         {%- if loop.index0 > ns.last_query and (loop.last or thought) %}
-            {{- '<|im_start|>assistant\\n<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
+            {{- '<|im_start|>assistant\\n<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' }}
+            {{- content.lstrip('\\n') }}
         {%- else %}{{- '<|im_start|>assistant\\n' + content }}{%- endif %}
         {%- if message.tool_calls %}{%- for tool_call in message.tool_calls %}
             {%- if (loop.first and content) or not loop.first %}{{- '\\n' }}{%- endif %}
@@ -118,7 +124,8 @@ QWEN3 = """{%- if tools %}
 """
 # Phi-3: roles it does not know vanish without a word; the end-of-text token closes what is not asked on.
 PHI3 = (
-    "{% for message in messages %}{% if message['role'] == 'system' %}{{'<|system|>\n' + message['content'] + '<|end|>\n'}}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{'<|system|>\n' + message['content'] + '<|end|>\n'}}"
     "{% elif message['role'] == 'user' %}{{'<|user|>\n' + message['content'] + '<|end|>\n'}}"
     "{% elif message['role'] == 'assistant' %}{{'<|assistant|>\n' + message['content'] + '<|end|>\n'}}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"

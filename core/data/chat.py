@@ -16,7 +16,6 @@ A model without chat template gets BUILT_IN_TEMPLATE.
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +89,7 @@ class ChatTemplate:
         variables = {**{key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)},
                      "begin_of_text": begin_token(tokenizer)}
         variables.setdefault("eos_token", "")
-        self._specials = _special_pattern(tokenizer)
+        self._specials = _special_tokens(tokenizer)
         try:
             plain = BUILT_IN_TEMPLATE if self.is_built_in else str(tokenizer.get_chat_template())
             self._template = Template(plain, variables)
@@ -102,8 +101,8 @@ class ChatTemplate:
             raise DataError(f"The chat template of the model can not be used: {error}.", _TEMPLATE_HINT) from None
         self._can = self._probe_abilities()
 
-    def render(self, conversation: Conversation) -> Rendered:
-        """The whole conversation as text, with the spans of its trained turns.
+    def render(self, conversation: Conversation, *, spans: bool = True) -> Rendered:
+        """The whole conversation as text, with the spans of its trained turns (none without `spans`).
 
         Raises:
             DataError: with file and line, where the template refuses it or a span can not be proved.
@@ -118,7 +117,9 @@ class ChatTemplate:
             except TemplateRefused as error:
                 refusal = error
                 continue
-            return self._with_spans(conversation, turns, tools, text)
+            if spans:
+                return self._with_spans(conversation, turns, tools, text)
+            return Rendered(self._closed(text) if turns[-1].trained else text, ())
         raise DataError(f"{conversation.place}: the model's chat template refuses this conversation: {refusal}.",
                         "Change the order of its roles, or remove the row.")
 
@@ -238,29 +239,29 @@ class ChatTemplate:
         for position, turn in enumerate(turns):
             if not turn.trained:
                 continue
-            is_last = position == len(turns) - 1
             span = self._span(turns, tools, text, position)
             if span is None:
                 raise DataError(
                     f"{conversation.place}: the model's chat template changes answer {position + 1} so that its "
                     "place can not be proved.", "Remove the row, or learn from all tokens instead of the answers.")
-            start, end = span
-            if is_last and not self._ends_with_special(text, start, end) and self.end_token:
-                text = text[:end] + self.end_token  # else the model never learns to stop
-                end = len(text)
-            spans.append((start, end))
+            spans.append(span)
+        if spans and turns[-1].trained and (closed := self._closed(text)) != text:
+            text = closed
+            spans[-1] = (spans[-1][0], len(text))
         return Rendered(text, tuple(spans))
 
-    def _ends_with_special(self, text: str, start: int, end: int) -> bool:
-        return any(match.end() == end for match in self._specials.finditer(text, start))
+    def _closed(self, text: str) -> str:
+        """With the end token, if no special token ends the last turn; else the model never learns to stop."""
+        stripped = text.rstrip()
+        return text if not self.end_token or stripped.endswith(self._specials) else stripped + self.end_token
 
     def _span(self, turns: list[Turn], tools: Sequence[dict[str, Any]], text: str,
               position: int) -> tuple[int, int] | None:
         start = self._prefix(turns[:position], tools, text, generation_prompt=True)
         is_last = position == len(turns) - 1
         end = len(text) if is_last else self._prefix(turns[:position + 1], tools, text)
-        if start is not None and end is not None and start < end:
-            return start, self._end_of_turn(text, start, end)
+        if start is not None and end is not None and text[start:end].strip():
+            return start, start + len(text[start:end].rstrip())  # white space after the turn need not be said
         around = self._around(turns, tools, text, position)
         if around is None:
             return None
@@ -268,10 +269,11 @@ class ChatTemplate:
         if start is None:
             start = self._answer_start(text, head)
         if end is None:
-            following = self._specials.match(text, tail + _spaces(text, tail))
-            end = following.end() if following else tail
+            after = tail + len(text[tail:]) - len(text[tail:].lstrip())
+            end = after + len(next((token for token in self._specials if text.startswith(token, after)), ""))
+            end = end if end > after else tail
         else:
-            end = self._end_of_turn(text, start, end)
+            end = start + len(text[start:end].rstrip())
         return (start, end) if start < end else None
 
     def _prefix(self, turns: Sequence[Turn], tools: Sequence[dict[str, Any]], text: str,
@@ -305,14 +307,6 @@ class ChatTemplate:
             return head - len(self._opening)
         return head
 
-    def _end_of_turn(self, text: str, start: int, end: int) -> int:
-        """The end of the last special token when only white space follows it in the turn."""
-        stripped = start + len(text[start:end].rstrip())
-        for match in self._specials.finditer(text, max(start, stripped - 64)):
-            if match.end() == stripped:
-                return stripped
-        return end if not text[start:stripped] else stripped
-
 
 def begin_token(tokenizer: PreTrainedTokenizerBase) -> str:
     """The token that this tokenizer puts before every text, "" if it puts none."""
@@ -325,10 +319,10 @@ def _token(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     return tokenizer.special_tokens_map.get(name) or ""  # type: ignore[return-value]
 
 
-def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """The texts of the added tokens, the longest first, without those that are only spaces."""
     tokens = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
-    words = sorted((token for token in tokens if token.strip() == token != ""), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, words)) or "(?!)")
+    return tuple(sorted((token for token in tokens if token.strip() == token != ""), key=len, reverse=True))
 
 
 def _plain(message: Message) -> dict[str, Any]:
@@ -341,7 +335,3 @@ def _with_content(turn: Turn, content: str) -> Turn:
 
 def _call_entry(function: dict[str, Any], number: int) -> dict[str, Any]:
     return {"type": "function", "id": f"c{number:08d}", "function": function}  # Mistral wants 9 letters or digits
-
-
-def _spaces(text: str, start: int) -> int:
-    return len(text) - start - len(text[start:].lstrip()) if start < len(text) else 0

@@ -10,7 +10,7 @@ import datetime
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -195,9 +195,14 @@ class _Environment(ImmutableSandboxedEnvironment):
                 return self._replace(owner, *args)
             if name == "join" and args:
                 return self._join(args[0], owner)
-            if name in ("format", "format_map"):
-                _check_pattern(owner)
         return super().call(context, obj, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Called for every method; those of texts named format are checked."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            _check_pattern(str(getattr(value, "__self__", "")))
+        return wrapped
 
     def _join(self, values: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
         items = [value if attribute is None else self.getitem(value, attribute) for value in values]

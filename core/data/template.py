@@ -117,7 +117,7 @@ class RowEncoder:
 
     def _render(self, conversation: Conversation) -> Rendered:
         if not conversation.is_text:
-            rendered = self.template.render(conversation)
+            rendered = self.template.render(conversation, spans=self._train_on == "answers")
             if len(rendered.text) > CHAT_LIMIT_CHARACTERS:
                 raise DataError(f"{conversation.place}: this conversation has {len(rendered.text):,} characters.",
                                 f"Cut it into shorter ones; {CHAT_LIMIT_CHARACTERS:,} is the limit.")

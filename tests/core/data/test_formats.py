@@ -107,7 +107,7 @@ def test_tool_calls_of_both_kinds():
 def test_a_file_keeps_to_one_format(tmp_path):
     file = tmp_path / "mixed.jsonl"
     file.write_text('{"prompt": "q", "completion": "a"}\n\n{"text": "t"}\n')
-    with pytest.raises(DataError, match=r"mixed\.jsonl, line 3: this row is plain text, but the rows before are prompt"):
+    with pytest.raises(DataError, match=r"mixed\.jsonl, line 3: this row is plain text, but the rows before"):
         list(read_conversations(file))
     found: list[DataError] = []
     assert len(list(read_conversations(file, found.append))) == 1 and len(found) == 1

@@ -65,7 +65,8 @@ def test_the_same_faults_inside_an_array(tmp_path):
 
 
 def test_reading_goes_on_after_a_reported_row(tmp_path):
-    for content, name in ((f"{GOOD}\nx\n{GOOD}\n3\n{GOOD}", "rows.jsonl"), (f"[{GOOD},\nx,{GOOD},\n3,{GOOD}]", "a.json"),
+    for content, name in ((f"{GOOD}\nx\n{GOOD}\n3\n{GOOD}", "rows.jsonl"),
+                          (f"[{GOOD},\nx,{GOOD},\n3,{GOOD}]", "a.json"),
                           ("prompt,completion\na,b\nc\nd,e", "a.csv")):
         found: list[DataError] = []
         rows = list(read_rows(write(tmp_path, content, name), found.append))
@@ -93,7 +94,8 @@ def test_a_broken_list_is_named(tmp_path, content, words):
 @pytest.mark.parametrize("content", [
     '[{"a": 1}, {"b": "x, [y] {z} \\" \\\\"}]',
     '{"data": [{"a": 1}, {"b": "x, [y] {z} \\" \\\\"}]}',
-    '{\n "version": "1, [2]: {",\n "other": [[1], {"data": [7]}],\n "data": [\n{"a": 1},\n{"b": "x, [y] {z} \\" \\\\"}\n], "x": [1]}',
+    '{\n "version": "1, [2]: {",\n "other": [[1], {"data": [7]}],\n "data": [\n{"a": 1},\n'
+    '{"b": "x, [y] {z} \\" \\\\"}\n], "x": [1]}',
     '{"a": 1}\r\n\r\n{"b": "x, [y] {z} \\" \\\\"}\r\n',
     '{"a": 1}\n{"b": "x, [y] {z} \\" \\\\"}',
 ])
@@ -188,7 +190,8 @@ def test_files_that_are_none(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "start"), [
-    ("a.jsonl", b'{"a": "'), ("a.json", b'[{"a": "'), ("a.json", b"[1"), ("a.csv", b'prompt,completion\na,"'), ("a.txt", b"")])
+    ("a.jsonl", b'{"a": "'), ("a.json", b'[{"a": "'), ("a.json", b"[1"), ("a.csv", b'prompt,completion\na,"'),
+    ("a.txt", b"")])
 def test_an_endless_row_is_refused_in_bounded_memory(tmp_path, monkeypatch, name, start):
     limit = 2**20
     for module in ("source", "readers", "json_rows"):
@@ -208,13 +211,13 @@ def test_an_endless_row_is_refused_in_bounded_memory(tmp_path, monkeypatch, name
 
 def test_memory_stays_flat_over_a_long_file(tmp_path):
     line = json.dumps({"text": "x" * 1000}) + "\n"
-    for name, content in (("long.jsonl", line * 20_000), ("long.json", "[" + ",".join([line] * 20_000) + "]")):
+    for name, content in (("long.jsonl", line * 4_000), ("long.json", "[" + ",".join([line] * 4_000) + "]")):
         file = write(tmp_path, content, name)
         tracemalloc.start()
         count = sum(1 for _ in read_rows(file))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert count == 20_000
+        assert count == 4_000
         assert peak < 2**20, name
 
 
