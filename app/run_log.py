@@ -45,25 +45,32 @@ class RunLog(QWidget):
         self._shown = len(lines)
         bar = self.text.verticalScrollBar()
         at_end = bar.value() >= bar.maximum() - 2
-        for one in fresh:
-            self._append(f"{one.time:>8}  {_MARKS[one.kind]}{one.text}", one.kind)
+        self._append([(f"{one.time:>8}  {_MARKS[one.kind]}{one.text}", one.kind) for one in fresh])
         if at_end or replace:
             bar.setValue(bar.maximum())
 
     def tell(self, text: str) -> None:
         """Add a line that is not the run's own."""
-        self._append(f"{'':>8}  {text}", "error")
+        self._append([(f"{'':>8}  {text}", "error")])
 
-    def _append(self, text: str, kind: str) -> None:
+    def _append(self, lines: Sequence[tuple[str, str]]) -> None:
+        if not lines:
+            return
+        colors = theme.colors()
+        styles = {"note": QTextCharFormat()}
+        for kind, color in (("warning", colors.warning_text), ("error", colors.danger_text)):
+            styles[kind] = QTextCharFormat()
+            styles[kind].setForeground(QColor(color))
         cursor = QTextCursor(self.text.document())
         cursor.movePosition(QTextCursor.MoveOperation.End)
-        style = QTextCharFormat()
-        if kind != "note":
-            colors = theme.colors()
-            style.setForeground(QColor(colors.danger_text if kind == "error" else colors.warning_text))
-        if not self.text.document().isEmpty():
-            cursor.insertBlock()
-        cursor.insertText(text.replace("\n", " "), style)
+        cursor.beginEditBlock()  # one layout for all lines
+        first = self.text.document().isEmpty()
+        for text, kind in lines:
+            if not first:
+                cursor.insertBlock()
+            first = False
+            cursor.insertText(text.replace("\n", " "), styles[kind])
+        cursor.endEditBlock()
 
     def copy(self) -> None:
         """Put the whole log on the clipboard."""

@@ -121,7 +121,7 @@ class RunRecord:
 
     def pause(self, paused: bool) -> None:
         """The person paused the run or let it go on."""
-        if self.active:
+        if self.active and paused != (self.state == "paused"):
             self.state = "paused" if paused else "running"
             self._write("Paused." if paused else "Going on.")
 

@@ -1,0 +1,249 @@
+"""The Chat page: streaming, stop, errors in place, several turns, examples."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from page_fakes import FakeClient, make_run
+from PySide6.QtCore import Qt
+from PySide6.QtGui import QGuiApplication
+from PySide6.QtWidgets import QPushButton
+from pytestqt.qtbot import QtBot
+
+from app import chat_examples
+from app.operations import Operations
+from app.pages.chat import ChatPage
+from core import events, jobs
+from core.control import Control
+from core.errors import Cancelled
+
+MARKUP = "<img src='file:///etc/passwd'><b>bold</b>"
+
+
+def answers(job: jobs.Job, control: Control) -> Iterator[events.Event]:
+    if isinstance(job, jobs.PreviewRows):
+        messages = (events.Message("system", "Be short."), events.Message("user", f"Question {MARKUP}"),
+                    events.Message("assistant", "Yes.", True))
+        yield events.RowsPrepared(1, (events.RowPreview(0, messages, (), False),))
+        yield events.Result()
+        return
+    assert isinstance(job, jobs.Generate)
+    yield events.Progress("Loading the model", 0, 0)
+    for column in job.conversations:
+        for piece in (f"{column} ", "says ", MARKUP):
+            yield events.TokenGenerated(column, piece)  # type: ignore[arg-type]
+        yield events.GenerationDone(column, 3, 0.5, False)  # type: ignore[arg-type]
+    yield events.Result()
+
+
+class Bench:
+    def __init__(self, qtbot: QtBot, root: Path, script=answers) -> None:
+        self.qtbot = qtbot
+        self.client = FakeClient(script)
+        self.operations = Operations(FakeClient(script), self.client)
+        self.page = ChatPage(self.operations, lambda: root)
+        qtbot.addWidget(self.page)
+        self.page.resize(1000, 650)
+        self.page.show()
+        self.settle()
+
+    def settle(self) -> None:
+        self.qtbot.waitUntil(lambda: self.operations.current("work") is None and not self.page.busy, timeout=5000)
+
+    def ask(self, text: str) -> None:
+        self.page.input.setPlainText(text)
+        self.qtbot.keyClick(self.page.input, Qt.Key.Key_Return)
+
+    def generated(self) -> list[jobs.Generate]:
+        return [job for job in self.client.jobs if isinstance(job, jobs.Generate)]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    make_run(tmp_path / "runs", "first")
+    return tmp_path / "runs"
+
+
+def test_both_columns_stream_and_hold_a_conversation(qtbot: QtBot, root: Path) -> None:
+    bench = Bench(qtbot, root)
+    page = bench.page
+    assert page.picker.run is not None and page.picker.run.name == "first"
+    page.temperature.setValue(10)
+    page.most_tokens.setValue(99)
+    bench.ask(f"Hello {MARKUP}")
+    assert page.busy and page.stop_button.isVisible() and not page.send_button.isVisible()
+    bench.settle()
+    assert page.base.answers() == [f"base says {MARKUP}"]
+    assert page.tuned.answers() == [f"tuned says {MARKUP}"]
+    assert page.tuned.state_text() == "3 tokens · 0.5 s · 6 tok/s"
+    bench.ask("And now?")
+    bench.settle()
+    first, second = bench.generated()
+    assert first.adapter == root / "first" / "adapter" and first.model == "/models/SmolLM2"
+    assert (first.temperature, first.max_new_tokens) == (0.5, 99)
+    system = ("system", "Be short.")  # proposed from the run's own rows
+    assert first.conversations["base"] == (system, ("user", f"Hello {MARKUP}"))
+    assert second.conversations["tuned"] == (system, ("user", f"Hello {MARKUP}"),
+                                             ("assistant", f"tuned says {MARKUP}"), ("user", "And now?"))
+    assert second.seed != first.seed
+
+
+def test_shift_enter_is_a_new_line(qtbot: QtBot, root: Path) -> None:
+    bench = Bench(qtbot, root)
+    bench.page.input.setPlainText("one")
+    before = bench.page.input.height()
+    bench.page.input.moveCursor(bench.page.input.textCursor().MoveOperation.End)
+    qtbot.keyClick(bench.page.input, Qt.Key.Key_Return, Qt.KeyboardModifier.ShiftModifier)
+    assert bench.page.input.toPlainText() == "one\n" and not bench.page.busy
+    assert bench.page.input.height() > before
+    bench.page.input.setPlainText("  ")
+    qtbot.keyClick(bench.page.input, Qt.Key.Key_Return)
+    assert not bench.generated()
+
+
+def test_stop_keeps_what_was_said(qtbot: QtBot, root: Path) -> None:
+    def script(job: jobs.Job, control: Control) -> Iterator[events.Event]:
+        if isinstance(job, jobs.PreviewRows):
+            yield events.Result()
+            return
+        yield events.TokenGenerated("base", "Once")
+        while not control.stop_requested:
+            time.sleep(0.005)
+        yield events.GenerationDone("base", 1, 0.1, True)
+        yield events.GenerationDone("tuned", 0, 0.0, True)
+        yield events.Result()
+
+    bench = Bench(qtbot, root, script)
+    bench.ask("Tell me a story")
+    qtbot.waitUntil(lambda: bench.page.base.shown_text() == "Once", timeout=3000)
+    bench.page.stop_button.click()
+    bench.settle()
+    assert bench.page.base.answers() == ["Once"] and "cut off" in bench.page.base.state_text()
+    assert bench.page.tuned.answers() == [] and bench.page.tuned.state_text() == "Stopped."
+    assert bench.page.tuned.conversation == []
+
+
+def test_stop_while_the_model_is_loaded(qtbot: QtBot, root: Path) -> None:
+    def script(job: jobs.Job, control: Control) -> Iterator[events.Event]:
+        if isinstance(job, jobs.Generate):
+            yield events.Progress("Loading the model", 0, 0)
+            while not control.stop_requested:
+                time.sleep(0.005)
+            raise Cancelled()
+        yield events.Result()
+
+    bench = Bench(qtbot, root, script)
+    bench.ask("Hello")
+    qtbot.waitUntil(lambda: bench.page.base.state_text() == "Loading the model…", timeout=3000)
+    bench.page.stop()
+    bench.settle()
+    assert bench.page.base.state_text() == "Stopped." and bench.page.base.conversation == []
+
+
+def test_a_failure_stands_in_place_and_the_question_comes_back(qtbot: QtBot, root: Path) -> None:
+    def script(job: jobs.Job, control: Control) -> Iterator[events.Event]:
+        if isinstance(job, jobs.Generate):
+            yield events.Failed("The model <b>folder</b> is gone.", "Bring it back.")
+            return
+        yield events.Result()
+
+    bench = Bench(qtbot, root, script)
+    told: list[object] = []
+    bench.operations.failed.connect(told.append)
+    bench.ask("Hello")
+    bench.settle()
+    assert bench.page.tuned.state_text() == "The model <b>folder</b> is gone. Bring it back."
+    assert bench.page.input.toPlainText() == "Hello"
+    assert bench.page.base.conversation == [] and not told  # no dialog besides
+
+
+def test_without_a_run_the_base_answers_alone(qtbot: QtBot, tmp_path: Path) -> None:
+    bench = Bench(qtbot, tmp_path / "none")
+    page = bench.page
+    bench.ask("Hello")
+    assert not bench.generated() and "base model" in page.message.text()
+    page.set_base("starter")
+    assert page.no_adapter.isVisible() and not page.tuned.isVisible()
+    with qtbot.waitSignal(page.train_requested):
+        page.no_adapter.button.click()
+    bench.ask("Hello")
+    bench.settle()
+    (job,) = bench.generated()
+    assert job.adapter is None and set(job.conversations) == {"base"} and job.model == "starter"
+    assert page.base.answers() == [f"base says {MARKUP}"]
+
+
+def test_another_checkpoint_begins_anew_with_the_question_ready(qtbot: QtBot, root: Path) -> None:
+    bench = Bench(qtbot, root)
+    bench.ask("Hello")
+    bench.settle()
+    bench.page.picker.checkpoint_box.setCurrentIndex(1)
+    assert bench.page.tuned.conversation == [] and bench.page.input.toPlainText() == "Hello"
+    bench.page.send()
+    bench.settle()
+    assert bench.generated()[-1].adapter == root / "first" / "checkpoints" / "step-000010"
+
+
+def test_clear_and_choose_run(qtbot: QtBot, root: Path) -> None:
+    bench = Bench(qtbot, root)
+    bench.ask("Hello")
+    bench.settle()
+    bench.page.clear_button.click()
+    bench.settle()
+    assert bench.page.base.empty.isVisible() and bench.page.base.conversation == []
+    second = make_run(root, "second")
+    bench.page.choose_run(second.path)
+    bench.settle()
+    assert bench.page.picker.run is not None and bench.page.picker.run.name == "second"
+
+
+def test_examples_are_clicked_and_plain(qtbot: QtBot, root: Path) -> None:
+    bench = Bench(qtbot, root)
+    qtbot.waitUntil(lambda: bool(_chips(bench.page)), timeout=3000)
+    (chip,) = _chips(bench.page)
+    assert "<b>" not in chip.toolTip()
+    chip.click()
+    bench.settle()
+    assert bench.generated()[0].conversations["base"][-1] == ("user", f"Question {MARKUP}")
+    assert not _chips(bench.page)
+
+
+def test_sample_examples_come_from_the_held_out_rows(qtbot: QtBot, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = tmp_path / "orders"
+    sample.mkdir()
+    rows = [{"messages": [{"role": "system", "content": "Order to JSON."}, {"role": "user", "content": f"{n} lamps"},
+                          {"role": "assistant", "content": "{}"}]} for n in range(9)]
+    (sample / "heldout.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    monkeypatch.setattr(chat_examples, "SAMPLE", sample)
+    monkeypatch.setattr(chat_examples, "HELD_OUT", sample / "heldout.jsonl")
+    make_run(tmp_path / "runs", "sample", data=str(sample / "train.jsonl"))
+    bench = Bench(qtbot, tmp_path / "runs")
+    assert [chip.text() for chip in _chips(bench.page)] == ["0 lamps", "1 lamps", "2 lamps"]
+    assert bench.page.system.text() == "Order to JSON."
+    bench.page.system.clear()
+    qtbot.keyClicks(bench.page.system, "My own")
+    bench.page.clear()
+    assert bench.page.system.text() == "My own"
+
+
+def test_the_sample_that_comes_along_has_examples() -> None:
+    if not chat_examples.HELD_OUT.exists():
+        pytest.skip("resources/samples/orders/heldout.jsonl is not there")
+    found = chat_examples.sample_examples()
+    assert len(found.questions) == 3
+
+
+def test_answers_are_copied(qtbot: QtBot, root: Path) -> None:
+    bench = Bench(qtbot, root)
+    bench.ask("Hello")
+    bench.settle()
+    copy = next(one for one in bench.page.tuned.findChildren(QPushButton) if one.text() == "Copy")
+    copy.click()
+    assert QGuiApplication.clipboard().text() == f"tuned says {MARKUP}"
+
+
+def _chips(page: ChatPage) -> list[QPushButton]:
+    return [one for one in page.findChildren(QPushButton) if one.property("role") == "chip" and one.parent() is page]
