@@ -23,7 +23,8 @@ def main(file: Path, folder: Path) -> int:
         _report_progress_bars()
         convert(file, folder)
     except Exception as error:
-        _say(error=f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error) else ''}")
+        words = " ".join(str(error).split())[:300].rstrip(".")
+        _say(error=f"{words} ({type(error).__name__})" if words else type(error).__name__)
         raise
     _say(finished=True)
     return 0

@@ -17,7 +17,7 @@ from core.lora.inject import module_table
 from core.models.card_file import read_card_file
 from core.models.json_file import read_object
 from core.models.library import display_name, resolve
-from core.models.load import load_config
+from core.models.load import load_config, one_line
 from core.models.safetensors_header import SafetensorsHeader
 from core.models.safety import check_model_folder
 
@@ -118,9 +118,9 @@ def _meta_model(path: Path, config: PretrainedConfig, headers: list[SafetensorsH
     try:
         with torch.device("meta"):
             return model_class(config)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError, IndexError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
-        raise ModelError(f"The config.json in {path} does not describe a model that can be built: {reason}.",
+    except Exception as error:
+        # a model's own constructor can fail in any way on numbers that do not fit together
+        raise ModelError(f"The config.json in {path} does not describe a model that can be built: {one_line(error)}.",
                          "Fetch the model again.") from error
 
 
@@ -174,7 +174,7 @@ def _warnings(path: Path, vocabulary: int) -> Iterator[str]:
         known = Tokenizer.from_file(str(path / "tokenizer.json")).get_vocab_size(with_added_tokens=True)
     except Exception as error:
         # the library has no narrower type for a damaged file
-        raise ModelError(f"{path / 'tokenizer.json'} is damaged: {str(error).splitlines()[0][:200]}.",
+        raise ModelError(f"{path / 'tokenizer.json'} is damaged: {one_line(error)}.",
                          "Fetch the model again.") from error
     if known > vocabulary:
         yield (f"The tokenizer knows {known:,} tokens, the model has room for {vocabulary:,}; "

@@ -1,6 +1,5 @@
 """A checked model folder becomes a frozen model and a tokenizer. Nothing here runs foreign code."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from core.errors import ModelError
 from core.models.device import machine_facts, resolve_device, resolve_dtype, use_physical_cores
-from core.models.safety import check_model_folder
+from core.models.safety import check_model_folder, read_config
 
 __all__ = ["load_config", "load_model", "load_tokenizer", "machine_facts", "resolve_device", "resolve_dtype"]
 
@@ -33,15 +32,16 @@ def load_config(path: Path) -> PretrainedConfig:
     Raises:
         ModelError: unreadable, or of a type that transformers does not know as a language model.
     """
+    values = read_config(path)
+    if values["model_type"] not in CONFIG_MAPPING:
+        raise ModelError(f"The model in {path} is of the kind {values['model_type'][:60]!r}, which is not known here.",
+                         "A newer version of the transformers library may know it.")
+    config_class = CONFIG_MAPPING[values["model_type"]]
     try:
-        values: dict[str, Any] = json.loads((path / "config.json").read_bytes())
-        kind = CONFIG_MAPPING[values["model_type"]]
-        config = kind.from_dict({key: value for key, value in values.items() if key not in _DROPPED_KEYS})
-    except KeyError:
-        raise ModelError(f"The model in {path} is of a kind that this program does not know.",
-                         "Its config.json names a model_type that transformers does not have.") from None
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"The config.json of the model in {path} can not be used: {_first_line(error)}.") from error
+        config = config_class.from_dict({key: value for key, value in values.items() if key not in _DROPPED_KEYS})
+    except Exception as error:
+        # each family's config checks itself, with errors of any kind
+        raise ModelError(f"The config.json of the model in {path} can not be used: {one_line(error)}.") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"The model in {path} ({config.model_type}) is not a text-generating language model.",
                          "Choose a model that continues text, such as Llama, Qwen, Mistral or GPT-2.")
@@ -65,12 +65,12 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RecursionError) as error:
-        raise ModelError(f"The tokenizer in {path} can not be read: {_first_line(error)}.",
+        raise ModelError(f"The tokenizer in {path} can not be read: {one_line(error)}.",
                          "Fetch the model again, with all of its tokenizer files.") from error
     except Exception as error:
         # the tokenizers library raises bare Exception for a damaged tokenizer.json
         if type(error) is Exception:
-            raise ModelError(f"The tokenizer in {path} is damaged: {_first_line(error)}.",
+            raise ModelError(f"The tokenizer in {path} is damaged: {one_line(error)}.",
                              "Fetch the model again, with all of its tokenizer files.") from error
         raise
 
@@ -103,7 +103,7 @@ def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> PreTrain
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         if "out of memory" in str(error).lower():
             raise
-        raise ModelError(f"The weights in {path} do not fit its config.json: {_first_line(error)}.",
+        raise ModelError(f"The weights in {path} do not fit its config.json: {one_line(error)}.",
                          "Fetch the model again.") from error
     missing = sorted(loading["missing_keys"])
     if missing:
@@ -117,6 +117,6 @@ def _quiet() -> None:
     transformers_logging.disable_progress_bar()
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300].rstrip(".")
+def one_line(error: BaseException) -> str:
+    """What a library says of an error, as a part of one sentence."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".: ")

@@ -7,7 +7,7 @@ Layout: 8 bytes little-endian header length, that many bytes of JSON
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import IO, Any, TypeGuard
 
 from core.errors import ModelError
 from core.models.json_file import parse_object, require_regular
@@ -60,7 +60,7 @@ def read_header(path: Path) -> SafetensorsHeader:
     size = require_regular(path)
     try:
         with open(path, "rb") as file:
-            raw = _raw_header(file.read(8), size, path, file)
+            raw = _raw_header(file, size, path)
     except OSError as error:
         raise ModelError(f"{path} can not be read: {error.strerror or error}.") from None
     values = parse_object(raw, f"The header of {path}")
@@ -74,8 +74,10 @@ def read_header(path: Path) -> SafetensorsHeader:
     return SafetensorsHeader(path, raw, tensors, metadata)
 
 
-def _raw_header(start: bytes, size: int, path: Path, file: Any) -> bytes:
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+def _raw_header(file: IO[bytes], size: int, path: Path) -> bytes:
+    start, first = file.read(8), file.read(1)
+    # a header of 640 bytes starts as a pickle does; what follows tells them apart
+    if first != b"{" and start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         raise ModelError(f"{path} is a pickle file under another name; such files can run code and are not opened.",
                          "Get the safetensors version of this model.")
     if len(start) < 8:
@@ -85,7 +87,7 @@ def _raw_header(start: bytes, size: int, path: Path, file: Any) -> bytes:
         raise _damaged(path, f"its header claims {length:,} bytes, more than {MAX_HEADER_BYTES:,}")
     if length > size - 8:
         raise _damaged(path, "it is cut off within its header")
-    return file.read(length)
+    return (first + file.read(length - 1)) if length else b""
 
 
 def _entry(name: str, value: Any, path: Path) -> TensorEntry:
@@ -94,7 +96,7 @@ def _entry(name: str, value: Any, path: Path) -> TensorEntry:
     if not isinstance(value, dict):
         raise _damaged(path, f"the entry of {name} is not an object")
     dtype, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
-    if dtype not in DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise _damaged(path, f"{name} has the unknown number type {str(dtype)[:40]!r}")
     if not _is_counts(shape, 16) or not _is_counts(offsets, 2) or len(offsets) != 2:
         raise _damaged(path, f"shape or position of {name} is not a list of whole numbers")
