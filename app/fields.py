@@ -21,7 +21,7 @@ from PySide6.QtWidgets import (
 )
 
 from app import theme
-from app.widgets import label, plain_tip
+from app.widgets import label, plain_tip, spin_margin
 
 SMALL = 0.01  # a default below this is shown and stepped scientifically
 LARGEST_INT = 2**31 - 1
@@ -103,6 +103,7 @@ class IntEditor(FieldEditor):
         self._box.setGroupSeparatorShown(True)
         self._box.setLocale(QLocale(QLocale.Language.English, QLocale.Country.UnitedStates))
         self._box.setFixedWidth(120)
+        spin_margin(self._box)
         self._box.valueChanged.connect(self.changed.emit)
         self._place(self._box)
 
@@ -169,6 +170,7 @@ class FloatEditor(FieldEditor):
         self._box.setLocale(QLocale.c())
         self._box.setKeyboardTracking(False)
         self._box.setFixedWidth(120)
+        spin_margin(self._box)
         self._box.valueChanged.connect(self.changed.emit)
         self._place(self._box)
 

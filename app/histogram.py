@@ -22,7 +22,7 @@ class LengthHistogram(QWidget):
         self._counts: tuple[int, ...] = ()
         self._longest = 0
         self._limit = 0
-        self.setMinimumHeight(72)
+        self.setMinimumHeight(64)
         self.setMouseTracking(True)
         self.setAccessibleName("Lengths of the rows")
 
@@ -38,7 +38,7 @@ class LengthHistogram(QWidget):
 
     def sizeHint(self) -> QSize:  # noqa: N802
         """Wide and flat."""
-        return QSize(320, 88)
+        return QSize(320, 64)
 
     def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
         """Bars, axis and limit."""

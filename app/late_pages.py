@@ -20,7 +20,7 @@ def make_train(window: "MainWindow") -> "TrainPage":
     session.began.connect(page.begin)
     session.happened.connect(page.on_event)
     session.ended.connect(page.end_run)
-    session.state_changed.connect(lambda state: page.set_paused(state == "paused") if session.active else None)
+    session.paused_changed.connect(page.set_paused)
     page.start_requested.connect(window.start_training)
     page.resume_requested.connect(window.resume_training)
     page.chat_requested.connect(window.chat_with)
@@ -32,8 +32,9 @@ def make_runs(window: "MainWindow") -> "RunsPage":
     """The Runs page."""
     from app.pages.runs import RunsPage  # noqa: PLC0415 -- imports pyqtgraph
 
-    page = RunsPage(window.operations)
+    page = RunsPage()
     page.open_requested.connect(window.show_run)
+    page.start_requested.connect(lambda: window.show_page("train"))
     page.resume_requested.connect(window.resume_training)
     page.repeat_requested.connect(window.repeat)
     page.chat_requested.connect(window.chat_with)

@@ -9,7 +9,7 @@ from app import theme
 from app.draft import Draft
 from app.operations import Operations
 from app.row_views import BubbleView, TokenLegend, TokenView
-from app.widgets import Card, EmptyState, button, column, label
+from app.widgets import Card, EmptyState, button, column, label, spin_margin
 from core import words
 from core.events import Failed, RowPreview, RowsPrepared
 from core.jobs import PreviewRows
@@ -29,6 +29,7 @@ class RowBrowser(Card):
         self.number.setLocale(QLocale(QLocale.Language.English, QLocale.Country.UnitedStates))
         self.number.setGroupSeparatorShown(True)
         self.number.setFixedWidth(72)
+        spin_margin(self.number)
         self.number.setAccessibleName("Row")
         self.number.setRange(1, 1)
         self.number.setKeyboardTracking(False)

@@ -22,6 +22,7 @@ class RunSession(QObject):
         began(Path): a run was started, resumed or attached to.
         happened(Event): each of its events.
         state_changed(str): one of `SessionState`.
+        paused_changed(bool): the person paused the run, or let it go on.
         failed(Failed): it ended by an error; the run folder keeps what was saved.
         ended(): it is over, in one way or another.
     """
@@ -29,6 +30,7 @@ class RunSession(QObject):
     began = Signal(object)
     happened = Signal(object)
     state_changed = Signal(str)
+    paused_changed = Signal(bool)
     failed = Signal(object)
     ended = Signal()
 
@@ -66,12 +68,14 @@ class RunSession(QObject):
         if self._operation is not None and self._state == "running":
             self._operation.control.pause()
             self._set_state("paused")
+            self.paused_changed.emit(True)
 
     def go_on(self) -> None:
         """End the pause."""
         if self._operation is not None and self._state == "paused":
             self._operation.control.resume()
             self._set_state("running")
+            self.paused_changed.emit(False)
 
     def stop(self) -> None:
         """End after the present micro-batch and keep the adapter."""

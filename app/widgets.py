@@ -6,6 +6,7 @@ from typing import Literal
 from PySide6.QtCore import QEvent, QRectF, QSize, Qt, Signal
 from PySide6.QtGui import QColor, QPainter, QPainterPath, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import (
+    QAbstractSpinBox,
     QBoxLayout,
     QFrame,
     QHBoxLayout,
@@ -22,6 +23,7 @@ from app import theme
 
 LabelRole = Literal["body", "title", "section", "strong", "help", "error", "warning", "good"]
 Mood = Literal["good", "warning", "danger", "neutral"]
+FIELD_HEIGHT = 30
 MOOD_ICONS = {"good": "check-circle", "warning": "warning", "danger": "x-circle", "neutral": "info"}
 
 
@@ -60,6 +62,12 @@ def button(text: str, slot: Callable[[], object] | None = None, *, role: str = "
     if slot is not None:
         made.clicked.connect(lambda _checked: slot())
     return made
+
+
+def spin_margin(box: QAbstractSpinBox) -> None:
+    """Make a spin box look like the other fields: the style sheet can not reach its number."""
+    box.lineEdit().setTextMargins(7, 0, 7, 0)
+    box.setFixedHeight(FIELD_HEIGHT)
 
 
 def row(*items: QWidget | QLayout | int | None, spacing: int = theme.GRID) -> QHBoxLayout:

@@ -14,7 +14,7 @@ from core.config import LoraConfig, RunConfig
 from core.estimate import Estimate, advice
 from core.events import ModelCard
 
-FORM_WIDTH = 384
+FORM_WIDTH = 396
 TARGETS = "adapter.target_modules"
 
 
@@ -33,7 +33,7 @@ class MethodPage(QWidget):
         self.tree = TargetTree()
         self.tree.chosen.connect(draft.set_values)
         self.target_problem = ProblemLine()
-        self.live = label("", "strong", wrap=True)
+        self.live = ElidedLabel("", "strong")
         self.memory_text = ElidedLabel("", "help")
         self.memory_bar = UsageBar("Memory that training needs")
         self.empty = EmptyState("The tree shows the layers of the model as soon as one is chosen.",
@@ -54,7 +54,7 @@ class MethodPage(QWidget):
     def _build_forms(self) -> QWidget:
         content = QWidget()
         layout = QVBoxLayout(content)
-        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setContentsMargins(0, 0, 12, 0)  # the scroll bar keeps off the cards
         layout.setSpacing(theme.CARD_GAP)
         for title, form in (("Adapter", self.adapter_form), ("Learning", self.training_form)):
             card = Card(title)
@@ -117,12 +117,12 @@ class MethodPage(QWidget):
         found = estimated(self._draft.config, self._draft.card, self._draft.scan)
         self.memory_bar.setVisible(found is not None)
         if found is None:
-            self.live.setText("")
+            self.live.set_text("")
             self.memory_text.set_text("")
             return
         total = machine.memory_bytes()
-        self.live.setText(live_line(found))
-        self.memory_text.set_text(f"Memory about {words.memory(found.memory_bytes)} of {words.memory(total)}")
+        self.live.set_text(live_line(found))
+        self.memory_text.set_text(f"Adapter file {words.size(found.adapter_bytes)} · memory about {words.memory(found.memory_bytes)} of {words.memory(total)}")
         self.memory_bar.set_share(found.memory_bytes / total)
         for widget in (self.memory_bar, self.memory_text):
             widget.setToolTip(plain_tip(parts(found)))
@@ -139,6 +139,6 @@ class MethodPage(QWidget):
 
 
 def live_line(found: Estimate) -> str:
-    """`4.9 M parameters trained (3.5%) · adapter 9.8 MB`."""
-    return (f"{words.count(found.trainable_parameters)} parameters trained ({words.percent(found.share)}) · "
-            f"adapter {words.size(found.adapter_bytes)}")
+    """`4.9 M of 134.5 M parameters trained (3.6%)`."""
+    return (f"{words.count(found.trainable_parameters)} of {words.count(found.total_parameters)} parameters trained "
+            f"({words.percent(found.share)})")
