@@ -88,8 +88,10 @@ def split(rows: list[EncodedRow], fraction: float, seed: int) -> tuple[list[Enco
     """Training and validation rows.
 
     `fraction` of the rows, rounded, and at least one, is held out, where there are two different
-    rows; rows with the same tokens stay on the same side, so that nothing held out is also learned.
-    The same seed gives the same split. Both sides keep the order of the files.
+    rows. Rows with the same tokens stay on the same side, so that nothing held out is also learned;
+    because of them it may be a few rows less, or more where every row occurs many times. The same
+    question with another answer may be on the other side. The same seed gives the same split. Both
+    sides keep the order of the files.
     """
     groups: dict[bytes, list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
@@ -100,11 +102,11 @@ def split(rows: list[EncodedRow], fraction: float, seed: int) -> tuple[list[Enco
     order = list(groups.values())
     random.Random(seed).shuffle(order)  # noqa: S311 -- no secret
     held_out: set[int] = set()
-    for members in order[:-1]:
-        if len(held_out) >= wanted:
-            break
-        if not held_out or len(held_out) + len(members) <= wanted:
+    for members in order:
+        if len(held_out) + len(members) <= wanted:
             held_out.update(members)
+    if not held_out:
+        held_out.update(min(order, key=len))
     return ([row for number, row in enumerate(rows) if number not in held_out],
             [row for number, row in enumerate(rows) if number in held_out])
 
