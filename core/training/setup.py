@@ -15,7 +15,7 @@ from core.control import Control
 from core.data.batching import Batch, pack, pad
 from core.data.prepare import prepare_rows
 from core.data.template import EncodedRow
-from core.errors import CoreError
+from core.errors import CoreError, ModelError
 from core.events import Event, Note, Progress
 from core.lora.inject import inject, lora_layers
 from core.models.inspect import read_card
@@ -70,6 +70,7 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
     yield Progress("Loading the model", 0, 0)
     model = load_model(path, device, dtype)
     control.check()
+    _check_vocabulary(model, prepared.train)
     total_parameters = sum(parameter.numel() for parameter in model.parameters())
     inject(model, config.adapter, config.training.seed)
     loss, batches, packing, reason = choose_path(model, prepared.train, config.training.packing, device)
@@ -81,6 +82,16 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
               "base_origin": card.origin, "base_parameters": total_parameters}
     return Setup(config.model_copy(update={"training": training}), model, path, device,
                  prepared.train, prepared.validation, loss, batches, origin)
+
+
+def _check_vocabulary(model: PreTrainedModel, rows: Sequence[EncodedRow]) -> None:
+    """An id above the embedding would fail deep inside the first step, on a GPU even without a reason."""
+    largest = max(int(row.input_ids.max()) for row in rows)
+    known = model.get_input_embeddings().weight.shape[0]
+    assert isinstance(known, int)
+    if largest >= known:
+        raise ModelError(f"The tokenizer of this model makes token {largest}, but its embedding has only {known} rows.",
+                         "The tokenizer files belong to another model.")
 
 
 def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str, device: torch.device,
