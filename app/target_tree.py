@@ -23,7 +23,7 @@ from core.events import ModuleInfo
 from core.targets import ADAPTABLE, select_targets
 
 PRESET_WORDS = {
-    "q-v": ("q + v, as in the paper", "The query and value projections of attention, as in the LoRA paper."),
+    "q-v": ("q + v as in paper", "The query and value projections of attention, as in the LoRA paper."),
     "attention": ("Attention", "All projections of attention."),
     "all-linear": ("All linear", "Every linear layer except the output layer. Learns most, costs a little more."),
 }

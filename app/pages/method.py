@@ -122,7 +122,8 @@ class MethodPage(QWidget):
             return
         total = machine.memory_bytes()
         self.live.set_text(live_line(found))
-        self.memory_text.set_text(f"Adapter file {words.size(found.adapter_bytes)} · memory about {words.memory(found.memory_bytes)} of {words.memory(total)}")
+        self.memory_text.set_text(f"Adapter file {words.size(found.adapter_bytes)} · memory about "
+                                  f"{words.memory(found.memory_bytes)} of {words.memory(total)}")
         self.memory_bar.set_share(found.memory_bytes / total)
         for widget in (self.memory_bar, self.memory_text):
             widget.setToolTip(plain_tip(parts(found)))

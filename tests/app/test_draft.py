@@ -1,0 +1,94 @@
+"""The draft looks at model and data, keeps its problems, and can be undone."""
+
+from pathlib import Path
+from typing import Any
+
+from fake_engine import FakeClient, make_card
+from pytestqt.qtbot import QtBot
+
+from app.draft import Draft
+from app.operations import Operations
+from core import events, jobs
+from core.config import RunConfig, parse_config
+
+
+def fields(draft: Draft) -> list[str]:
+    return [problem.field for problem in draft.problems]
+
+
+def make_draft(operations: Operations) -> Draft:
+    return Draft(operations, debounce_ms=1)
+
+
+def test_a_chosen_model_and_data_are_looked_at_once(
+        operations: Operations, engines: tuple[FakeClient, FakeClient], data_file: Path, qtbot: QtBot) -> None:
+    draft = make_draft(operations)
+    assert fields(draft) == ["model.path", "data.train"] and not draft.ready
+    draft.set_value("model.path", "starter")
+    draft.set_value("data.train", (str(data_file),))
+    qtbot.waitUntil(lambda: draft.ready)
+    assert engines[1].kinds() == ["PrepareStarter", "InspectModel", "ScanData"]
+    assert draft.card is not None and draft.scan is not None
+    draft.set_value("adapter.rank", 4)  # concerns neither of them
+    qtbot.wait(30)
+    assert draft.ready and len(engines[1].jobs) == 3
+    draft.set_value("data.max_length", 64)
+    assert not draft.ready and draft.scan is None
+    qtbot.waitUntil(lambda: draft.ready)
+    assert engines[1].kinds()[3:] == ["ScanData"]
+
+
+def test_a_model_that_is_refused_is_a_problem_at_its_field(
+        operations: Operations, engines: tuple[FakeClient, FakeClient], data_file: Path, qtbot: QtBot) -> None:
+    draft = make_draft(operations)
+    engines[1].answers[jobs.InspectModel] = [events.Failed("It has only pickle files.", "Convert it.")]
+    draft.set_values({"model.path": "bad", "data.train": (str(data_file),)})
+    qtbot.waitUntil(lambda: fields(draft) == ["model.path"])
+    assert draft.problems[0].message == "It has only pickle files." and not draft.ready
+    engines[1].answers[jobs.InspectModel] = [events.ModelInspected(make_card())]
+    draft.set_value("model.path", "good")
+    qtbot.waitUntil(lambda: draft.ready)
+
+
+def test_a_file_that_can_not_be_read_is_a_problem_at_the_data(
+        operations: Operations, engines: tuple[FakeClient, FakeClient], data_file: Path, qtbot: QtBot) -> None:
+    draft = make_draft(operations)
+    engines[1].answers[jobs.ScanData] = [events.Failed("train.jsonl, line 3: not JSON.")]
+    draft.set_values({"model.path": "m", "data.train": (str(data_file),)})
+    qtbot.waitUntil(lambda: fields(draft) == ["data.train"])
+    assert "line 3" in draft.problems[0].message
+
+
+def test_values_out_of_their_limits_change_nothing_and_are_told(operations: Operations) -> None:
+    draft = make_draft(operations)
+    assert not draft.set_value("adapter.alpha", 0.0)
+    assert "adapter.alpha" in fields(draft) and draft.config == RunConfig()
+    assert not draft.set_value("adapter.target_modules", ())
+    assert "adapter.target_modules" in fields(draft)
+    draft.set_error("adapter.last_layer", "This is not a number.")
+    assert draft.set_value("adapter.alpha", 4.0) and draft.set_value("adapter.target_modules", "q-v")
+    assert draft.set_value("adapter.last_layer", None)
+    assert fields(draft) == ["model.path", "data.train"]
+
+
+def test_changes_are_undone_and_typing_is_one_step(operations: Operations) -> None:
+    draft = make_draft(operations)
+    for rank in (1, 12, 128):  # as it is typed
+        draft.set_value("adapter.rank", rank)
+    draft.set_value("training.epochs", 2.0)
+    assert draft.undo_stack.count() == 2
+    draft.undo_stack.undo()
+    draft.undo_stack.undo()
+    assert draft.config == RunConfig()
+    draft.undo_stack.redo()
+    assert draft.value("adapter.rank") == 128
+
+
+def test_a_whole_config_is_taken_over(operations: Operations) -> None:
+    draft = make_draft(operations)
+    draft.set_value("adapter.alpha", 0.0)
+    seen: list[Any] = []
+    draft.name_changed.connect(seen.append)
+    draft.replace(parse_config({"adapter": {"rank": 3}}), "third")
+    assert (draft.value("adapter.rank"), draft.name, seen) == (3, "third", ["third"])
+    assert draft.undo_stack.count() == 0 and "adapter.alpha" not in fields(draft)

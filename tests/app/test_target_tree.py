@@ -1,0 +1,109 @@
+"""Ticks and presets of the target tree, and what they become in the config."""
+
+from collections.abc import Sequence
+
+import pytest
+from PySide6.QtCore import Qt
+from PySide6.QtWidgets import QTreeWidgetItem
+from pytestqt.qtbot import QtBot
+
+from app.target_tree import TargetTree, as_config, group_modules
+from core.config import LoraConfig
+from core.events import ModelCard, ModuleInfo
+from core.targets import select_targets
+
+Checked, Unchecked, Partly = Qt.CheckState.Checked, Qt.CheckState.Unchecked, Qt.CheckState.PartiallyChecked
+
+
+@pytest.fixture
+def tree(qtbot: QtBot, card: ModelCard) -> TargetTree:
+    made = TargetTree()
+    qtbot.addWidget(made)
+    made.set_modules(card.modules)
+    return made
+
+
+def kind(tree: TargetTree, name: str) -> QTreeWidgetItem:
+    return tree.tree.findItems(name, Qt.MatchFlag.MatchExactly)[0]
+
+
+def test_rows_are_kinds_with_their_layers(tree: TargetTree) -> None:
+    names = [tree.tree.topLevelItem(number).text(0) for number in range(tree.tree.topLevelItemCount())]
+    assert names == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+    assert [kind(tree, "q_proj").child(number).text(0) for number in range(3)] == ["Layer 0", "Layer 1", "Layer 2"]
+    assert kind(tree, "k_proj").text(1) == "64 → 32"
+    assert kind(tree, "q_proj").checkState(0) == Checked  # all-linear is the default
+    assert kind(tree, "lm_head").checkState(0) == Unchecked
+    assert kind(tree, "q_proj").child(0).text(2) == "1,024"  # 8 * (64 + 64)
+
+
+@pytest.mark.parametrize(("preset", "ticked"), [("q-v", 6), ("attention", 12), ("all-linear", 21)])
+def test_presets_are_written_by_their_name(tree: TargetTree, preset: str, ticked: int, qtbot: QtBot) -> None:
+    with qtbot.waitSignal(tree.chosen) as caught:
+        qtbot.mouseClick(tree.presets[preset], Qt.MouseButton.LeftButton)
+    assert caught.args == [{"adapter.target_modules": preset}]
+    tree.set_adapter(LoraConfig(target_modules=preset))
+    assert len(tree.ticked()) == ticked
+    assert [name for name, made in tree.presets.items() if made.isChecked()] == [preset]
+
+
+def test_a_kind_ticks_all_its_layers_in_one_step(tree: TargetTree, qtbot: QtBot) -> None:
+    tree.set_adapter(LoraConfig(target_modules=("q_proj",)))
+    said: list[dict[str, object]] = []
+    tree.chosen.connect(said.append)
+    kind(tree, "down_proj").setCheckState(0, Checked)
+    qtbot.waitUntil(lambda: bool(said))
+    assert said == [{"adapter.target_modules": ("q_proj", "down_proj")}]
+
+
+def test_one_layer_makes_its_kind_partly_ticked_and_full_names(tree: TargetTree, qtbot: QtBot) -> None:
+    tree.set_adapter(LoraConfig(target_modules="q-v"))
+    with qtbot.waitSignal(tree.chosen) as caught:
+        kind(tree, "q_proj").child(1).setCheckState(0, Unchecked)
+    assert kind(tree, "q_proj").checkState(0) == Partly
+    names = caught.args[0]["adapter.target_modules"]
+    assert "model.layers.1.self_attn.q_proj" not in names and len(names) == 5
+    assert not any(made.isChecked() for made in tree.presets.values())
+
+
+def test_ticking_back_to_a_preset_is_written_as_the_preset(tree: TargetTree, qtbot: QtBot) -> None:
+    tree.set_adapter(LoraConfig(target_modules=("q_proj",)))
+    with qtbot.waitSignal(tree.chosen) as caught:
+        kind(tree, "v_proj").setCheckState(0, Checked)
+    assert caught.args == [{"adapter.target_modules": "q-v"}]
+    assert tree.presets["q-v"].isChecked()
+
+
+def test_a_tick_outside_the_layer_range_opens_the_range(card: ModelCard) -> None:
+    adapter = LoraConfig(target_modules="q-v", first_layer=1)
+    ticked = {module.name for module in select_targets(card.modules, adapter)}
+    assert as_config(adaptable(card.modules), ticked, adapter) == {"adapter.target_modules": "q-v"}
+    values = as_config(adaptable(card.modules), {*ticked, "model.layers.0.self_attn.q_proj"}, adapter)
+    assert (values["adapter.first_layer"], values["adapter.last_layer"]) == (0, None)
+    assert len(values["adapter.target_modules"]) == 5  # type: ignore[arg-type]
+
+
+def test_what_is_written_chooses_what_was_ticked(card: ModelCard) -> None:
+    modules = adaptable(card.modules)
+    for number in range(1, 2 ** 7, 9):
+        kinds = [name for bit, name in enumerate(group_modules(modules)) if number >> bit & 1]
+        ticked = {module.name for module in modules if module.kind in kinds and module.layer != number % 4}
+        if ticked:
+            values = as_config(modules, ticked, LoraConfig())
+            chosen = LoraConfig(target_modules=values["adapter.target_modules"])  # type: ignore[arg-type]
+            assert {module.name for module in select_targets(modules, chosen)} == ticked
+
+
+def test_one_name_in_two_places_stays_two_kinds() -> None:
+    modules = [ModuleInfo(f"transformer.h.{layer}.{part}.c_proj", "c_proj", layer, "Conv1D", 8, 8, 64)
+               for layer in range(2) for part in ("attn", "mlp")]
+    assert {name: len(members) for name, members in group_modules(modules).items()} == {
+        "attn.c_proj": 2, "mlp.c_proj": 2}
+    values = as_config(modules, {"transformer.h.0.attn.c_proj", "transformer.h.1.attn.c_proj"}, LoraConfig())
+    assert values == {"adapter.target_modules": "attention"}
+    values = as_config(modules, {"transformer.h.0.mlp.c_proj", "transformer.h.1.mlp.c_proj"}, LoraConfig())
+    assert values == {"adapter.target_modules": ("mlp.c_proj",)}
+
+
+def adaptable(modules: Sequence[ModuleInfo]) -> list[ModuleInfo]:
+    return [module for module in modules if module.type in ("Linear", "Conv1D")]

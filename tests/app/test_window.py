@@ -1,0 +1,284 @@
+"""The window over engines that answer at once: signs, problems, Start, closing, foreign text."""
+
+import contextlib
+import dataclasses
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_engine import FakeClient, make_card, make_scan, texts_of
+from PySide6.QtCore import Qt
+from PySide6.QtWidgets import QAbstractButton, QComboBox, QLabel, QLineEdit, QPlainTextEdit, QSpinBox, QWidget
+from pytestqt.qtbot import QtBot
+
+from app import window as window_module
+from app.operations import Operations
+from app.settings import Settings
+from app.theme import Theme, colors
+from app.widgets import ElidedLabel
+from app.window import MainWindow
+from core import events, jobs
+from core.config import RunConfig, parse_config
+from core.control import Control
+
+MARKUP = '<img src="http://example.invalid/x.png"><b>bold</b>'
+MakeWindow = Callable[..., MainWindow]
+
+
+@pytest.fixture
+def make_window(operations: Operations, themed: Theme, qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
+                ) -> Iterator[MakeWindow]:
+    monkeypatch.setattr(window_module, "PREBUILD_MS", 10_000_000)
+    made: list[MainWindow] = []
+
+    def make(config: RunConfig | None = None, name: str = "") -> MainWindow:
+        window = MainWindow(operations, Settings(), themed, config, name)
+        made.append(window)
+        window.show()
+        return window
+
+    yield make
+    for window in made:
+        window.session.stop()
+        qtbot.waitUntil(lambda window=window: not window.session.active)
+        window.close()
+        window.deleteLater()
+
+
+@pytest.fixture
+def config(data_file: Path) -> RunConfig:
+    return parse_config({"model": {"path": "tiny"}, "data": {"train": [str(data_file)]}})
+
+
+def train_until_told(job: jobs.Train, control: Control) -> Iterator[events.Event]:
+    yield events.Started("Train", job.run_dir, 0.0, 1)
+    yield events.Planned(50, 90, 5, 1000, 10_000, 4000, "cpu", "fp32", True)
+    for step in range(1, 51):
+        if control.stop_requested:
+            break
+        yield events.StepDone(step, step / 50, 3.0 / step, 1e-3, 1.0, 400, 200, 0.5, 2_000_000_000)
+        threading.Event().wait(0.02)
+    yield events.Finished("stopped" if control.stop_requested else "finished", job.run_dir or Path())
+
+
+def test_the_first_start_has_everything_chosen(make_window: MakeWindow, qtbot: QtBot) -> None:
+    window = make_window()
+    assert window.draft.config.model.path == "starter" and window.draft.name == "orders"
+    assert [Path(file).name for file in window.draft.config.data.train] == ["train.jsonl"]
+    qtbot.waitUntil(window.top.start.isEnabled)
+    assert [window.sidebar.buttons[key].state for key in ("model", "data", "method")] == ["ready"] * 3
+    assert window.top.name.text() == "orders" and "Ready" in window.status.text.full_text
+
+
+def test_an_empty_draft_leads_to_what_is_missing(make_window: MakeWindow, qtbot: QtBot) -> None:
+    window = make_window(RunConfig())
+    assert not window.top.start.isEnabled() and not window.menus.start.isEnabled()
+    assert "No base model" in window.top.start.toolTip() or "No base model" in window.top.start.accessibleDescription()
+    assert window.sidebar.buttons["data"].state == "problem"
+    qtbot.mouseClick(window.sidebar.buttons["data"].sign, Qt.MouseButton.LeftButton)
+    assert window.stack.currentWidget() is window.page("data")
+    window.start_training()  # by the short cut: leads to the first problem instead
+    assert window.stack.currentWidget() is window.page("model") and not window.session.active
+
+
+def test_a_problem_is_written_at_its_field_and_clears(make_window: MakeWindow, config: RunConfig, qtbot: QtBot
+                                                      ) -> None:
+    window = make_window(config)
+    qtbot.waitUntil(window.top.start.isEnabled)
+    window.show_page("method")
+    method: Any = window.page("method")
+    window.draft.set_value("adapter.first_layer", 7)
+    field = method.adapter_form.fields["adapter.first_layer"]
+    assert "3 layers" in field.problem.text and not window.top.start.isEnabled()
+    assert window.sidebar.buttons["method"].state == "problem"
+    window.show_page("model")
+    window.go_to_problem("method")
+    assert window.stack.currentWidget() is method and field.isVisible()  # it was folded away
+    window.draft.undo_stack.undo()
+    assert field.problem.text == "" and window.top.start.isEnabled()
+
+
+def test_unticking_all_layers_is_refused_and_stays_in_sight(make_window: MakeWindow, config: RunConfig, qtbot: QtBot
+                                                            ) -> None:
+    window = make_window(config)
+    qtbot.waitUntil(window.top.start.isEnabled)
+    window.show_page("method")
+    method: Any = window.page("method")
+    assert "parameters trained" in method.live.full_text
+    before = method.live.full_text
+    tree = method.tree.tree
+    for number in range(tree.topLevelItemCount()):
+        tree.topLevelItem(number).setCheckState(0, Qt.CheckState.Unchecked)
+    qtbot.waitUntil(lambda: not window.top.start.isEnabled())
+    assert "at least one" in method.target_problem.text
+    window.draft.set_value("adapter.rank", 4)
+    assert method.tree.ticked() == set() and not window.draft.ready
+    tree.topLevelItem(0).setCheckState(0, Qt.CheckState.Checked)
+    qtbot.waitUntil(window.top.start.isEnabled)
+    assert window.draft.value("adapter.target_modules") == ("q_proj",) and method.live.full_text != before
+
+
+def test_start_pause_and_stop(make_window: MakeWindow, config: RunConfig, engines: tuple[FakeClient, FakeClient],
+                              qtbot: QtBot) -> None:
+    engines[0].answers[jobs.Train] = train_until_told
+    window = make_window(config, "first")
+    qtbot.waitUntil(window.top.start.isEnabled)
+    qtbot.mouseClick(window.top.start, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: "Step" in window.status.text.full_text)
+    assert window.stack.currentWidget() is window.page("train") and not window.top.start.isVisible()
+    job = engines[0].jobs[0]
+    assert isinstance(job, jobs.Train) and job.run_dir is not None and job.run_dir.name == "first"
+    assert "tok/s" in window.status.text.full_text and "2.0 GB" in window.status.text.full_text
+    qtbot.mouseClick(window.top.pause, Qt.MouseButton.LeftButton)
+    assert window.session.state == "paused" and window.top.pause.text() == "Resume"
+    qtbot.mouseClick(window.top.pause, Qt.MouseButton.LeftButton)
+    qtbot.mouseClick(window.top.stop, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: not window.session.active)
+    assert window.top.start.isVisible() and window.top.start.isEnabled()
+
+
+def test_a_crash_of_the_engine_offers_to_resume(make_window: MakeWindow, config: RunConfig,
+                                                engines: tuple[FakeClient, FakeClient], qtbot: QtBot) -> None:
+    def crash(job: jobs.Train, control: Control) -> Iterator[events.Event]:
+        assert job.run_dir is not None
+        (job.run_dir / "checkpoints" / "step-000010").mkdir(parents=True)
+        yield events.Started("Train", job.run_dir, 0.0, 1)
+        yield events.Failed("The engine ended unexpectedly.", "Resume.", "exit status -9")
+
+    engines[0].answers[jobs.Train] = crash
+    engines[0].answers[jobs.Resume] = []
+    window = make_window(config)
+    qtbot.waitUntil(window.top.start.isEnabled)
+    window.start_training()
+    qtbot.waitUntil(lambda: window.dialog is not None)
+    dialog: Any = window.dialog
+    assert dialog.resume_button.isVisible()
+    dialog.resume_button.click()
+    qtbot.waitUntil(lambda: engines[0].kinds() == ["Train", "Resume"])
+
+
+@pytest.mark.parametrize("answer", ["cancel", "keep", "stop"])
+def test_closing_during_a_run_asks(answer: str, make_window: MakeWindow, config: RunConfig,
+                                   engines: tuple[FakeClient, FakeClient], qtbot: QtBot,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    engines[0].answers[jobs.Train] = train_until_told
+    window = make_window(config)
+    qtbot.waitUntil(window.top.start.isEnabled)
+    window.start_training()
+    qtbot.waitUntil(lambda: window.session.state == "running")
+    monkeypatch.setattr(window_module, "ask_how_to_close", lambda _parent: answer)
+    closed = window.close()
+    if answer == "cancel":
+        assert not closed and window.session.state == "running"
+    elif answer == "keep":
+        assert closed and engines[0].closed
+    else:
+        assert not closed and window.session.state == "stopping"
+        qtbot.waitUntil(lambda: not window.isVisible())
+        assert engines[0].closed
+
+
+def test_the_draft_is_there_again_at_the_next_start(make_window: MakeWindow, config: RunConfig) -> None:
+    window = make_window(config, "mine")
+    window.draft.set_value("adapter.rank", 5)
+    window.close()
+    again = make_window()
+    assert again.draft.name == "mine" and again.draft.value("adapter.rank") == 5
+
+
+def test_a_damaged_run_file_is_told_and_changes_nothing(make_window: MakeWindow, tmp_path: Path) -> None:
+    window = make_window(RunConfig())
+    file = tmp_path / "run.toml"
+    file.write_text("[adapter]\nrank = -1\n")
+    window.load_run_file(file)
+    assert window.dialog is not None and window.draft.config == RunConfig()
+
+
+def test_foreign_text_is_never_markup(make_window: MakeWindow, engines: tuple[FakeClient, FakeClient],
+                                      tmp_path: Path, qtbot: QtBot) -> None:
+    engine = engines[1]
+    modules = tuple(dataclasses.replace(module, name=module.name.replace("layers", MARKUP))
+                    for module in make_card().modules)
+    engine.answers[jobs.InspectModel] = [events.ModelInspected(make_card(
+        name=MARKUP, origin=MARKUP, architecture=MARKUP, warnings=(MARKUP,), modules=modules))]
+    engine.answers[jobs.ListModels] = [events.ModelsListed((
+        events.ModelEntry(MARKUP, Path(MARKUP), "library", 1, "refused", MARKUP),))]
+    engine.answers[jobs.ScanData] = [make_scan(format=MARKUP, problems=(MARKUP,))]
+    row = events.RowPreview(0, (events.Message(MARKUP, MARKUP, True),), (events.Token(MARKUP, True, False),), False)
+    engine.answers[jobs.PreviewRows] = [events.RowsPrepared(1, (row,))]
+    file = tmp_path / "<b>data<b>.jsonl"
+    file.write_text("{}\n")
+    window = make_window(parse_config({"model": {"path": MARKUP}, "data": {"train": [str(file)]}}), MARKUP)
+    for key in ("model", "data", "method"):
+        window.show_page(key)
+    qtbot.waitUntil(lambda: "PreviewRows" in engine.kinds() and window.draft.ready)
+    qtbot.wait(100)
+    window.show_failure(events.Failed(MARKUP, MARKUP, MARKUP))
+    for widget, text in texts_of(window):
+        assert "<img" not in text and "<b>" not in text, (widget, text)
+    items = window.page("model").models.list  # type: ignore[attr-defined]
+    assert "<img" not in items.item(0).toolTip()
+
+
+def test_every_control_has_a_name(make_window: MakeWindow, config: RunConfig, qtbot: QtBot) -> None:
+    window = make_window(config)
+    for key in ("model", "data", "method"):
+        window.show_page(key)
+    qtbot.waitUntil(window.top.start.isEnabled)
+    for kind in (QAbstractButton, QLineEdit, QSpinBox, QComboBox, QPlainTextEdit):
+        for widget in window.findChildren(kind):
+            inside = widget.parentWidget()
+            if widget.objectName().startswith("qt_") or isinstance(inside, QComboBox | QLineEdit):
+                continue  # a part of Qt's own controls
+            if isinstance(widget, QAbstractButton) and widget.isHidden() and not widget.text():
+                continue  # an empty state without a button
+            text = widget.text() if isinstance(widget, QAbstractButton) else ""
+            sign = type(widget).__name__ == "_SignButton"  # says something only where there is a problem
+            assert widget.accessibleName() or text or sign, (widget, inside)
+
+
+def test_the_scheme_changes_live_and_is_remembered(make_window: MakeWindow, config: RunConfig) -> None:
+    window = make_window(config)
+    window.set_scheme("dark")
+    assert colors().dark and Settings().scheme == "dark"
+    window.set_scheme("light")
+    assert not colors().dark
+
+
+def test_no_text_is_cut_at_the_smallest_size(make_window: MakeWindow, config: RunConfig, qtbot: QtBot) -> None:
+    window = make_window(config)
+    window.resize(1024, 680)
+    for key in ("model", "data", "method"):
+        window.show_page(key)
+        qtbot.waitUntil(window.top.start.isEnabled)
+        with contextlib.suppress(qtbot.TimeoutError):
+            qtbot.waitUntil(lambda key=key: not cut_texts(window.page(key)), timeout=2000)
+        assert cut_texts(window.page(key)) == []
+
+
+def cut_texts(page: QWidget) -> list[str]:
+    """Texts of labels and buttons that have less room than they need; elided ones end in … on purpose."""
+    found = []
+    for widget in page.findChildren(QWidget):
+        if not isinstance(widget, QLabel | QAbstractButton) or not widget.isVisible() or not widget.text():
+            continue
+        if isinstance(widget, QLabel):
+            wraps = widget.wordWrap() or isinstance(widget, ElidedLabel)
+            needed = 0 if wraps else widget.fontMetrics().horizontalAdvance(widget.text())
+        else:
+            needed = widget.sizeHint().width()
+        if widget.width() < needed:
+            found.append(widget.text())
+    return found
+
+
+def test_the_window_imports_neither_torch_nor_plots() -> None:
+    code = ("import sys, app.window\n"
+            "print([name for name in ('torch', 'transformers', 'pyqtgraph', 'qtawesome', 'numpy', 'huggingface_hub') "
+            "if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,122 @@
+"""Counts are exact, problems have the right field."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import save
+
+from core.config import RunConfig, parse_config
+from core.errors import AdapterError
+from core.estimate import Estimate, Problem, advice, estimate, planned_steps, problems
+from core.events import DataScanned, ModelCard, ModuleInfo
+
+
+def module(name: str, layer: int, inputs: int, outputs: int) -> ModuleInfo:
+    return ModuleInfo(name, name.rsplit(".", maxsplit=1)[-1], layer, "Linear", inputs, outputs, inputs * outputs)
+
+
+def make_card(**changes: Any) -> ModelCard:
+    modules = [module(f"model.layers.{layer}.self_attn.{kind}", layer, 64, width)
+               for layer in range(12) for kind, width in (("q_proj", 64), ("k_proj", 32), ("v_proj", 32))]
+    values: dict[str, Any] = {
+        "path": Path("m"), "name": "m", "model_type": "llama", "architecture": "L", "parameters": 1_000_000,
+        "layers": 12, "hidden_size": 64, "intermediate_size": 128, "attention_heads": 4, "key_value_heads": 2,
+        "vocabulary": 1000, "context_length": 256, "dtype": "bf16", "bytes_on_disk": 1, "has_chat_template": True,
+        "tied_embeddings": True, "origin": "", "fingerprint": "", "modules": tuple(modules)}
+    return ModelCard(**{**values, **changes})
+
+
+def make_scan(**changes: Any) -> DataScanned:
+    values: dict[str, Any] = {"files": (), "format": "chat", "rows": 100, "tokens": 5000, "supervised_tokens": 2000,
+                              "rows_cut": 0, "rows_without_supervision": 0, "longest": 90, "length_counts": ()}
+    return DataScanned(**{**values, **changes})
+
+
+def config(**sections: dict[str, Any]) -> RunConfig:
+    values = {"model": {"path": "m"}, "data": {"train": [__file__]}}
+    return parse_config({**values, **sections})
+
+
+@pytest.mark.parametrize("save_dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("rank", [1, 8, 33])
+def test_parameters_and_file_size_are_exact(rank: int, save_dtype: str) -> None:
+    import numpy as np
+
+    card = make_card()
+    found = estimate(config(adapter={"rank": rank, "target_modules": "q-v", "save_dtype": save_dtype}), card)
+    assert found.trainable_parameters == rank * 12 * ((64 + 64) + (64 + 32))
+    number = np.float32 if save_dtype == "fp32" else np.float16  # numpy has no bf16; the header is one letter longer
+    tensors = {}
+    for target in found.targets:
+        tensors[f"base_model.model.{target.name}.lora_A.weight"] = np.zeros((rank, target.in_features), number)
+        tensors[f"base_model.model.{target.name}.lora_B.weight"] = np.zeros((target.out_features, rank), number)
+    real = len(save(tensors, {"format": "pt"}))
+    assert abs(found.adapter_bytes - real) <= (len(tensors) + 8 if save_dtype == "bf16" else 0)
+
+
+def test_memory_grows_with_what_costs_memory() -> None:
+    card, scan = make_card(), make_scan(longest=200)
+
+    def needs(**sections: dict[str, Any]) -> Estimate:
+        return estimate(config(**sections), card, scan)
+
+    base = needs()
+    assert base.memory_bytes == sum(base.memory.values()) and base.memory["weights"] == 4_000_000
+    assert needs(training={"dtype": "bf16"}).memory["weights"] == 2_000_000
+    assert needs(adapter={"rank": 16}).memory["adapter and optimizer"] == 2 * base.memory["adapter and optimizer"]
+    assert needs(adapter={"first_layer": 6}).memory["activations"] == base.memory["activations"] // 2
+    assert needs(training={"batch_size": 1}).memory["activations"] < base.memory["activations"]
+    assert needs(training={"device": "cuda:0"}).memory["program"] > base.memory["program"]
+    with pytest.raises(AdapterError):
+        needs(adapter={"target_modules": "nothing"})
+
+
+def test_a_good_run_has_no_problem() -> None:
+    assert problems(config(), make_card(), make_scan()) == []
+    assert advice(config(), make_card(context_length=1024), make_scan()) == []
+
+
+@pytest.mark.parametrize(("sections", "card", "scan", "field"), [
+    ({"model": {"path": ""}}, {}, {}, "model.path"),
+    ({"data": {"train": []}}, {}, {}, "data.train"),
+    ({"data": {"train": ["/no/such/file.jsonl"]}}, {}, {}, "data.train"),
+    ({"adapter": {"target_modules": ["no_proj"]}}, {}, {}, "adapter.target_modules"),
+    ({"adapter": {"target_modules": "lm.*"}}, {}, {}, "adapter.target_modules"),
+    ({"adapter": {"first_layer": 12}}, {}, {}, "adapter.first_layer"),
+    ({"adapter": {"first_layer": 5, "last_layer": 4}}, {}, {}, "adapter.first_layer"),
+    ({}, {}, {"rows": 0}, "data.train"),
+    ({}, {}, {"supervised_tokens": 0}, "data.train"),
+    ({"data": {"train": [__file__], "validation_fraction": 0.5}}, {}, {"rows": 1}, None),
+    ({}, {"model_type": "gpt2", "context_length": 64}, {}, "data.max_length"),
+    ({}, {"model_type": "gpt2", "context_length": 96}, {}, None),
+])
+def test_problems_have_their_field(sections: dict[str, Any], card: dict[str, Any], scan: dict[str, Any],
+                                   field: str | None) -> None:
+    found = problems(config(**sections), make_card(**card), make_scan(**scan))
+    assert [problem.field for problem in found] == ([field] if field else [])
+    assert all(problem.message.endswith(".") for problem in found)
+
+
+def test_without_card_and_scan_only_the_rest_is_checked() -> None:
+    assert problems(RunConfig()) == [
+        Problem("model.path", "No base model is chosen.", "Choose one on the Model page."),
+        Problem("data.train", "No training data is chosen.", "Choose or drop a file on the Data page.")]
+
+
+@pytest.mark.parametrize(("sections", "card", "field"), [
+    ({"training": {"epochs": 1, "warmup_steps": 50}}, {}, "training.warmup_steps"),
+    ({"adapter": {"rank": 64}}, {}, "adapter.rank"),
+    ({}, {"context_length": 256}, "data.max_length"),
+])
+def test_advice_keeps_nothing_from_starting(sections: dict[str, Any], card: dict[str, Any], field: str) -> None:
+    made = make_card(**{"context_length": 1024, **card})
+    assert field in [item.field for item in advice(config(**sections), made, make_scan())]
+    assert problems(config(**sections), made, make_scan()) == []
+
+
+def test_planned_steps_count_epochs_batches_and_the_limit() -> None:
+    scan = make_scan()
+    assert planned_steps(config(training={"epochs": 2, "batch_size": 10}), scan) == 20  # 95 rows
+    assert planned_steps(config(training={"epochs": 2, "batch_size": 10, "gradient_accumulation": 2}), scan) == 10
+    assert planned_steps(config(training={"epochs": 2, "batch_size": 10, "max_steps": 7}), scan) == 7
