@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from PySide6.QtCore import QObject, QThread, Signal, Slot
+from PySide6.QtCore import QCoreApplication, QObject, QThread, Signal, Slot
 
 from core.errors import describe
 from core.events import Failed
@@ -35,6 +35,9 @@ class Background(QObject):
 
     def __init__(self, parent: QObject) -> None:
         super().__init__(parent)
+        application = QCoreApplication.instance()
+        if application is not None:
+            application.aboutToQuit.connect(self.wait)
         self._call: _Call | None = None
         self._next: tuple[Callable[[], Any], Callable[[Any], object], Callable[[Failed], object]] | None = None
         self._done: Callable[[Any], object] | None = None
@@ -53,10 +56,12 @@ class Background(QObject):
             self._next = (function, done, failed)
             return
         self._done, self._failed = done, failed
-        self._call = _Call(function, self)
+        # owned by the application: a page that is deleted must not take a running thread with it
+        self._call = _Call(function, QCoreApplication.instance() or self)
         self._call.returned.connect(self._take)
         self._call.failed.connect(self._take_failure)
         self._call.finished.connect(self._finished)
+        self._call.finished.connect(self._call.deleteLater)
         self._call.start()
 
     @Slot(object)
@@ -74,7 +79,6 @@ class Background(QObject):
         call, self._call = self._call, None
         if call is not None:
             call.wait()
-            call.deleteLater()
         deliver, self._deliver = self._deliver, None
         waiting, self._next = self._next, None
         if waiting is not None:
@@ -82,6 +86,7 @@ class Background(QObject):
         elif deliver is not None:
             deliver()
 
+    @Slot()
     def wait(self) -> None:
         """Block until the present function has returned; for the end of the program."""
         self._next = self._done = self._failed = self._deliver = None

@@ -60,6 +60,7 @@ class ExportWizard(QWizard):
         for page in (self.what, self.where, self.details, self.work, self.receipt_page):
             self.addPage(page)
         self._fill_runs(root, run_dir, checkpoint)
+        self.resize(self.sizeHint())
 
     def _fill_runs(self, root: Callable[[], Path], run_dir: Path | None, checkpoint: str) -> None:
         try:

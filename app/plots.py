@@ -183,7 +183,7 @@ class StepPlot(pg.PlotWidget):
             low, high = value_range(self.curves, x_range, self._log)
             if self._small and not self._log:
                 low, high = min(low, 0.0), max(high, 0.0)
-                top = round_below(high)
+                top = round_below(0.9 * high)  # a label at the very top would be cut off
                 self._plot.getAxis("left").setTicks([[(0.0, "0"), (top, f"{top:g}")]])
             self._view.setYRange(low, high, padding=0.06)
 

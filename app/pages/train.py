@@ -51,7 +51,7 @@ class TrainPage(QWidget):
         self._shown: RunRecord | None = None
         self._waiting: list[events.Event] | None = None  # what comes while the past of a resumed run is read
         self._changed = False
-        self._reader = Background(self)
+        self._reader, self._past_reader = Background(self), Background(self)
         self.figures = FigureRow(_FIGURES)
         self.plots = RunPlots(lambda: self._shown.name if self._shown and self._shown.name else "loss")
         self.log = RunLog()
@@ -108,8 +108,9 @@ class TrainPage(QWidget):
             self._past_read(live, plan)
             return
         run = RunFolder(live.run_dir)
-        self._reader.call(lambda: RunRecord.until(run.path, run.read_events(), plan, smoothing),
-                          lambda record: self._past_read(record, plan), lambda _failure: self._past_read(live, plan))
+        self._past_reader.call(lambda: RunRecord.until(run.path, run.read_events(), plan, smoothing),
+                               lambda record: self._past_read(record, plan),
+                               lambda _failure: self._past_read(live, plan))
 
     def _past_read(self, record: RunRecord, plan: events.Planned) -> None:
         shown = self._shown is self._live
