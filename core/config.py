@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from core.errors import ConfigError
 
+STARTER = "starter"  # the name of the model that comes along; a folder called so is ./starter
 TARGET_PRESETS = ("all-linear", "attention", "q-v")
 
 _DTYPE_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -258,7 +259,7 @@ def absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
     """The config with its relative data files, and its model where it is a folder, taken from `folder`."""
     files = tuple(str(folder / file) for file in config.data.train)
     model = config.model.path
-    if model and (folder / model).exists():
+    if model and model != STARTER and (folder / model).exists():
         model = str((folder / model).resolve())
     return config.model_copy(update={
         "data": config.data.model_copy(update={"train": files}),
