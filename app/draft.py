@@ -10,12 +10,11 @@ from PySide6.QtCore import QObject, QTimer, Signal, Slot
 from PySide6.QtGui import QUndoCommand, QUndoStack
 
 from app.operations import Operation, Operations
-from core.config import RunConfig, field_errors
+from core.config import STARTER, RunConfig, field_errors
 from core.estimate import Problem, problems
 from core.events import DataScanned, Failed, ModelCard, ModelInspected, Progress, Result
 from core.jobs import InspectModel, PrepareStarter, ScanData
 
-STARTER = "starter"
 MERGE_SECONDS = 1.0  # changes of one field within this time are one step to undo
 
 

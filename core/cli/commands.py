@@ -10,7 +10,16 @@ from core import files
 from core.cli.answers import answer_source, converse
 from core.cli.cards import keep_card, kept_card
 from core.cli.described import describe_adapter, describe_run
-from core.config import STARTER, DataConfig, ModelConfig, RunConfig, absolute_paths, dump_config, load_config, with_overrides
+from core.config import (
+    STARTER,
+    DataConfig,
+    ModelConfig,
+    RunConfig,
+    absolute_paths,
+    dump_config,
+    load_config,
+    with_overrides,
+)
 from core.control import Control
 from core.engine.job_table import run_job
 from core.errors import CoreError
