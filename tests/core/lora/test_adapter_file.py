@@ -120,7 +120,8 @@ def test_damage_is_named_and_nothing_is_half_loaded(tiny_model: Path, tmp_path: 
         "only half of model.layers.1.mlp.up_proj": {name: tensor for name, tensor in good.items() if name != key},
         "does not fit this model": good | {key: torch.zeros(2, 5)},
         "not a LoRA matrix": good | {"strange": torch.zeros(1)},
-        "does not exist": good | {foreign: good[key].clone(), foreign.replace("_A", "_B"): good[key.replace("_A", "_B")].clone()},
+        "does not exist": good | {foreign: good[key].clone(),
+                                  foreign.replace("_A", "_B"): good[key.replace("_A", "_B")].clone()},
     }
     for words, tensors in cases.items():
         save_file(tensors, weights)
@@ -132,5 +133,5 @@ def test_damage_is_named_and_nothing_is_half_loaded(tiny_model: Path, tmp_path: 
     with pytest.raises(AdapterError, match="damaged"):
         read_adapter(tmp_path / "a")
     weights.unlink()
-    with pytest.raises(AdapterError, match="pickle files are refused|has no adapter_model"):
+    with pytest.raises(AdapterError, match="has no adapter_model"):
         read_adapter(tmp_path / "a")

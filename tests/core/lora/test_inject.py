@@ -46,7 +46,8 @@ def test_disabled_and_removed_adapter_leave_the_base_bit_for_bit(tiny_model: Pat
 
 
 def test_same_seed_draws_the_same_a(tiny_model: Path) -> None:
-    first, second, other = (list(inject(_load(tiny_model), LoraConfig(), seed).values())[5].lora_a for seed in (3, 3, 4))
+    first, second, other = (list(inject(_load(tiny_model), LoraConfig(), seed).values())[5].lora_a
+                            for seed in (3, 3, 4))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
 
