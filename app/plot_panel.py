@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from PySide6.QtCore import QBuffer, QIODevice, QPoint, QSize, Qt, Signal, Slot
+from PySide6.QtCore import QBuffer, QIODevice, QPoint, QSize, Qt, QTimer, Signal, Slot
 from PySide6.QtGui import QAction, QImage, QPainter
 from PySide6.QtWidgets import QCheckBox, QFileDialog, QMenu, QPushButton, QSlider, QWidget
 
@@ -75,6 +75,10 @@ class PlotTools(QWidget):
         self.save.setFixedWidth(54)
         self.save.setMenu(self._save_menu())
         self.message = label("", "help")
+        self._settle = QTimer(self)
+        self._settle.setSingleShot(True)
+        self._settle.setInterval(50)
+        self._settle.timeout.connect(self._smoothing_settled)
         self.smoothing.valueChanged.connect(self._smoothing_moved)
         self.log.toggled.connect(self._log_toggled)
         main.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
@@ -104,7 +108,14 @@ class PlotTools(QWidget):
     def _smoothing_moved(self, position: int) -> None:
         weight = smoothing_of(position)
         self._weight.setText(f"{weight:.2f}")
-        self.smoothing_changed.emit(weight)
+        if self.smoothing.isSliderDown():
+            self._settle.start()  # a long run takes a while to average: not at every pixel
+        else:
+            self._smoothing_settled()
+
+    @Slot()
+    def _smoothing_settled(self) -> None:
+        self.smoothing_changed.emit(smoothing_of(self.smoothing.value()))
 
     @Slot(bool)
     def _log_toggled(self, log: bool) -> None:

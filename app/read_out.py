@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from PySide6.QtCore import QPointF, QSize, Qt
-from PySide6.QtGui import QFontMetrics, QPainter, QPaintEvent, QPen
+from PySide6.QtGui import QFont, QFontMetrics, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QWidget
 
 from app import theme
@@ -47,7 +47,7 @@ class ReadOut(QWidget):
         super().__init__(parent)
         self._layout = QHBoxLayout(self)
         self._layout.setContentsMargins(0, 0, 0, 0)
-        self._layout.setSpacing(10)
+        self._layout.setSpacing(theme.GRID)
         self._widest = widest
         self._step = label("", "help")
         self._step.setFont(theme.font("help"))
@@ -104,5 +104,6 @@ class ReadOut(QWidget):
         return list(self._texts)
 
     def _text_width(self, text: str, *, strong: bool) -> int:
-        font = theme.font("section" if strong else "help")
-        return QFontMetrics(font).horizontalAdvance(text) + 4
+        font = theme.font("body" if strong else "help")
+        font.setWeight(QFont.Weight.DemiBold if strong else QFont.Weight.Normal)
+        return QFontMetrics(font).horizontalAdvance(text) + 2

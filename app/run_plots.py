@@ -41,9 +41,9 @@ class RunPlots(QWidget):
         splitter.addWidget(self._build_small())
         splitter.setHandleWidth(theme.CARD_GAP)
         splitter.setChildrenCollapsible(False)
-        splitter.setStretchFactor(0, 3)
-        splitter.setStretchFactor(1, 2)
-        splitter.setSizes([600, 400])
+        splitter.setStretchFactor(0, 13)
+        splitter.setStretchFactor(1, 7)
+        splitter.setSizes([650, 350])
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(splitter)
@@ -97,7 +97,7 @@ class RunPlots(QWidget):
             Curve("loss", series.loss, 0, smoothed=True),
             Curve("validation", series.validation_loss, 1, points=True),
         ])
-        self.read_out.set_cells([("raw", 0, "step"), ("line", 0, "smoothed"), ("points", 1, "validation")])
+        self.read_out.set_cells([("raw", 0, "step"), ("line", 0, "average"), ("points", 1, "validation")])
         for key, _, color in _SMALL:
             one: Series = getattr(series, key)
             self._small[key][0].set_curves([Curve(key, one, color, smoothed=one.smoothing > 0)])
