@@ -1,0 +1,92 @@
+"""The README.md beside an export: what it is, how to use it, and its receipt in words."""
+
+import json
+import re
+from dataclasses import dataclass
+
+from core.config import RunConfig
+from core.events import Receipt
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card tells besides the receipt."""
+
+    to: str  # "adapter" or "merged"
+    base_name: str
+    base_origin: str
+    run_name: str
+    checkpoint: str
+    config: RunConfig
+    receipt: Receipt | None
+
+
+def model_card(facts: CardFacts) -> str:
+    """The card as Markdown with the front matter that model hubs read."""
+    what = "LoRA adapter" if facts.to == "adapter" else "merged model"
+    parts = [_front_matter(facts), f"# {facts.run_name}\n",
+             f"A {what}, made with LoRA Workbench from **{_plain(facts.base_name)}**.\n", _usage(facts),
+             _training(facts), _receipt(facts.receipt),
+             "The licence of the base model applies to this export too.\n"]
+    return "\n".join(parts)
+
+
+def _front_matter(facts: CardFacts) -> str:
+    lines = ["---", f"base_model: {json.dumps(facts.base_name)}", "pipeline_tag: text-generation", "tags:", "- lora",
+             "- lora-workbench"]
+    lines.insert(2, "library_name: " + ("peft" if facts.to == "adapter" else "transformers"))
+    return "\n".join([*lines, "---", ""])
+
+
+def _usage(facts: CardFacts) -> str:
+    if facts.to == "adapter":
+        code = ("from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+                'base = AutoModelForCausalLM.from_pretrained("folder of the base model")\n'
+                'model = PeftModel.from_pretrained(base, "this folder")')
+    else:
+        code = ("from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+                'tokenizer = AutoTokenizer.from_pretrained("this folder")\n'
+                'model = AutoModelForCausalLM.from_pretrained("this folder")')
+    return f"## Use it\n\n```python\n{code}\n```\n"
+
+
+def _training(facts: CardFacts) -> str:
+    adapter, training = facts.config.adapter, facts.config.training
+    targets = adapter.target_modules
+    rows = [
+        ("Base model", facts.base_name), ("Where the base came from", facts.base_origin),
+        ("Checkpoint", facts.checkpoint or "final adapter"),
+        ("Method", f"{adapter.method}, rank {adapter.rank}, alpha {adapter.alpha:g}, dropout {adapter.dropout:g}"),
+        ("Target layers", targets if isinstance(targets, str) else f"{len(targets)} names, the first {targets[0]}"),
+        ("Learning rate", f"{training.learning_rate:g}, {training.schedule}, {training.warmup_steps} warm-up steps"),
+        ("Batch", f"{training.batch_size} rows, {training.gradient_accumulation} accumulated"),
+        ("Length", f"at most {facts.config.data.max_length} tokens"), ("Seed", str(training.seed)),
+    ]
+    return "\n".join(["## How it was trained\n", "| | |", "|---|---|",
+                      *(f"| {name} | {_plain(value)} |" for name, value in rows), ""])
+
+
+def _receipt(receipt: Receipt | None) -> str:
+    if receipt is None:
+        return "## Receipt\n\nThis export was **not checked** against base + adapter.\n"
+    verdict = "Passed" if receipt.passed else "NOT passed"
+    lines = [f"## Receipt: {verdict}\n", f"{_plain(receipt.explanation)}\n", "| | |", "|---|---|",
+             f"| Number type | {receipt.dtype} |",
+             f"| Largest difference of a logit | {receipt.largest_difference:.3g} (allowed {receipt.tolerance:g}) |",
+             f"| Same first choice | {receipt.first_choice_agreement:.2%} of positions |",
+             f"| Error of the realised weight change | {receipt.realised_delta_error:.3%} |", ""]
+    for row in receipt.rows:
+        lines += [f"**{_plain(row.prompt)}**\n", _fenced(f"base + adapter: {row.text_adapter}\n"
+                                                         f"this export:    {row.text_export}"), ""]
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Foreign text as one line of Markdown without any markup of its own."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!])", r"\\\1", " ".join(text.split()))
+
+
+def _fenced(text: str) -> str:
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"

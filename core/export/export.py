@@ -1,0 +1,218 @@
+"""From a run to something to take away: an adapter or a merged model, with its receipt."""
+
+import contextlib
+import errno
+import json
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from core import files
+from core.config import RunConfig
+from core.control import Control
+from core.errors import AdapterError, CoreError, ModelError
+from core.events import Event, Progress, Receipt, ReceiptReady, Result, to_plain
+from core.export.card import CardFacts, model_card
+from core.export.companions import companion_bytes, copy_companions, write_model_config
+from core.export.keys import ModelKeys, match_keys, skeleton
+from core.export.merge import write_merged
+from core.export.plan import MergePlan, plan_merge
+from core.export.receipt import adapter_receipt, merged_receipt
+from core.export.shards import read_checkpoint
+from core.export.versions import AdapterCase, MergedCase
+from core.jobs import Export
+from core.lora.adapter_file import WEIGHTS_NAME, AdapterFile, read_adapter, write_adapter
+from core.models.card_file import new_card, write_card
+from core.models.inspect import fingerprint
+from core.models.library import display_name, resolve
+from core.models.safety import check_files, check_model_folder
+from core.runs.folder import RunFolder
+from core.training.checkpoint import damage
+
+RECEIPT_NAME = "receipt.json"
+_SPARE_BYTES = 2**20  # for the index, the receipt and the card
+_TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported."""
+
+    run: RunFolder
+    config: RunConfig
+    adapter: AdapterFile
+    base: Path
+    base_name: str
+    base_origin: str
+
+
+def export(job: Export, control: Control) -> Iterator[Event]:
+    """Write an adapter or a merged model into the new folder `job.out`, with its receipt -> ReceiptReady, Result.
+
+    The folder appears whole, with its receipt, or not at all. A failed receipt is said in the Result
+    (`passed` false) and in the folder.
+
+    Raises:
+        CoreError: no such run or checkpoint, another base than in training, a folder in use, a full disk,
+            numbers that do not fit the chosen type.
+        Cancelled: asked to stop; nothing is left behind.
+    """
+    started = time.perf_counter()
+    out = job.out.expanduser().absolute()
+    yield Progress("Checking the run", 0, 0)
+    source = find_source(job)
+    control.check()
+    with _free_place(out), _words_for_full_disk(out):
+        planned = None if job.to == "adapter" else _plan(job, source)
+        _require_space(out, _needed_bytes(source, planned[0] if planned else None))
+        with files.atomic_folder(out) as folder:
+            if planned is None:
+                receipt = yield from _export_adapter(job, source, folder, out, control)
+            else:
+                receipt = yield from _export_merged(job, source, *planned, folder, out, control)
+            _write_papers(folder, job, source, receipt)
+            written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if receipt is not None:
+        yield ReceiptReady(receipt)
+    yield Result({
+        "path": out, "to": job.to, "passed": receipt.passed if receipt else None,
+        "explanation": receipt.explanation if receipt else "The export was not checked.",
+        "largest_difference": receipt.largest_difference if receipt else None,
+        "realised_delta_error": receipt.realised_delta_error if receipt else None,
+        "bytes": written, "seconds": time.perf_counter() - started,
+    })
+
+
+def find_source(job: Export) -> Source:
+    """The adapter that is meant and the base it was trained on, checked.
+
+    Raises:
+        CoreError: something is missing or damaged, or the base is not the one of the training.
+    """
+    run = RunFolder(job.run_dir.expanduser().absolute())
+    if not run.config_path.exists():
+        raise CoreError(f"{run.path} is not a run folder: it has no run.toml.", "Choose a run on the Runs page.")
+    config = run.config()
+    adapter = read_adapter(_adapter_folder(run, job.checkpoint))
+    base = resolve(config.model.path)
+    check_model_folder(base)
+    trained_on = adapter.origin.get("base_fingerprint")
+    if trained_on and trained_on != fingerprint(base, check_files(base)):
+        raise ModelError(f"The base model in {base} is not the one that this adapter was trained on.",
+                         "Its files have changed since; bring back the old ones, or train again.")
+    name = str(adapter.origin.get("base_name") or display_name(base))
+    return Source(run, config, adapter, base, name, str(adapter.origin.get("base_origin") or ""))
+
+
+def _adapter_folder(run: RunFolder, checkpoint: str) -> Path:
+    if not checkpoint:
+        if not run.adapter.is_dir():
+            raise AdapterError(f"The run {run.path.name} has no final adapter yet.",
+                               "Choose one of its checkpoints, or let the training end.")
+        return run.adapter
+    known = {path.name: path for path in run.checkpoint_folders()}
+    if checkpoint not in known:
+        raise AdapterError(f"The run {run.path.name} has no checkpoint {checkpoint!r}.",
+                           f"It has: {', '.join(known) or 'none'}.")
+    reason = damage(known[checkpoint])
+    if reason:
+        raise AdapterError(f"The checkpoint {checkpoint} is damaged: {reason}.", "Choose another checkpoint.")
+    return known[checkpoint]
+
+
+def _plan(job: Export, source: Source) -> tuple[MergePlan, ModelKeys]:
+    checkpoint = read_checkpoint(source.base)
+    keys = match_keys(skeleton(source.base), checkpoint.tensors)
+    return plan_merge(checkpoint, keys, source.adapter.pairs, job.dtype, job.shard_bytes), keys
+
+
+def _export_merged(job: Export, source: Source, plan: MergePlan, keys: ModelKeys, folder: Path, out: Path,
+                   control: Control) -> Generator[Event, None, Receipt | None]:
+    yield from write_merged(plan, folder, control)
+    copy_companions(source.base, folder)
+    write_model_config(source.base, folder, job.dtype, plan.untied)
+    origin = f"Merged from {source.base_name} and the adapter of the run {source.run.path.name}."
+    write_card(folder, new_card(origin, source.base_name, 0, ""))
+    if not job.receipt:
+        return None
+    case = MergedCase(source.base, source.adapter.path, source.adapter.pairs, folder, plan, keys)
+    return (yield from merged_receipt(case, out, control))
+
+
+def _export_adapter(job: Export, source: Source, folder: Path, out: Path,
+                    control: Control) -> Generator[Event, None, Receipt | None]:
+    yield Progress("Writing the adapter", 0, 1)
+    tensors = load_file(source.adapter.path / WEIGHTS_NAME)
+    if job.dtype != "base":
+        tensors = {name: tensor.to(_TORCH_DTYPES[job.dtype]) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(f"{name} holds numbers too large for {job.dtype}; nothing was written.",
+                               "Choose bf16 or fp32 instead.")
+    # where the base lies on this machine is nobody else's business
+    origin = {key: value for key, value in source.adapter.origin.items() if key != "base_path"}
+    write_adapter(folder, tensors, source.adapter.config, origin)
+    yield Progress("Writing the adapter", 1, 1)
+    if not job.receipt:
+        return None
+    case = AdapterCase(source.base, source.adapter.path, source.adapter.pairs, folder, read_adapter(folder).pairs)
+    return (yield from adapter_receipt(case, out, control))
+
+
+def _write_papers(folder: Path, job: Export, source: Source, receipt: Receipt | None) -> None:
+    if receipt is not None:
+        plain = to_plain(ReceiptReady(receipt))["receipt"]
+        files.write_text(folder / RECEIPT_NAME, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+    facts = CardFacts(job.to, source.base_name, source.base_origin, source.run.path.name, job.checkpoint,
+                      source.config, receipt)
+    files.write_text(folder / "README.md", model_card(facts))
+
+
+def _needed_bytes(source: Source, plan: MergePlan | None) -> int:
+    if plan is None:
+        numbers = sum(pair.lora_a.numel() + pair.lora_b.numel() for pair in source.adapter.pairs.values())
+        return 4 * numbers + _SPARE_BYTES
+    return plan.nbytes + companion_bytes(source.base) + _SPARE_BYTES
+
+
+def _require_space(out: Path, needed: int) -> None:
+    free = files.free_bytes(out.parent)
+    if free < needed:
+        raise CoreError(f"The export needs {needed:,} bytes, but only {free:,} bytes are free at {out.parent}.",
+                        "Free some space, choose another disk, or a smaller number type.")
+
+
+@contextlib.contextmanager
+def _free_place(out: Path) -> Iterator[None]:
+    """Make sure that `out` can become a new folder; an empty one gives way and comes back if nothing was made."""
+    was_empty = False
+    if out.is_dir():
+        if any(out.iterdir()):
+            raise CoreError(f"The folder {out} is not empty.", "Choose a new folder, so that nothing is overwritten.")
+        was_empty = True
+    elif out.exists() or out.is_symlink():
+        raise CoreError(f"{out} is a file.", "Choose a new folder.")
+    files.require_writable(out.parent)
+    if was_empty:
+        out.rmdir()
+    try:
+        yield
+    finally:
+        if was_empty:
+            out.mkdir(exist_ok=True)
+
+
+@contextlib.contextmanager
+def _words_for_full_disk(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CoreError(f"The disk became full while {out.name} was written; {files.free_bytes(out.parent):,} bytes "
+                        "are free now that it was removed again.", "Free some space and export again.") from error
+

@@ -1,0 +1,213 @@
+"""The versions of a model that a receipt compares, one after the other, never two in memory.
+
+"adapter" is base + adapter as the person tried it; "rounded" the same with its numbers rounded as
+in the files; "export" what was read back from the disk. Where nothing is rounded, "rounded" is left out.
+"""
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from core.errors import ModelError
+from core.export.keys import ModelKeys, match_keys, skeleton
+from core.export.merge import expected_rows
+from core.export.plan import MergePlan
+from core.export.probe import LayeredRunner, Runner, WeightSource, WholeRunner
+from core.export.shards import TORCH_DTYPES, TensorReader, TensorRecord, read_checkpoint
+from core.lora.adapter_file import LoraPair, load_adapter
+from core.lora.inject import lora_layers, remove
+from core.models.load import load_model
+
+Version = Literal["adapter", "rounded", "export"]
+_EXACT = frozenset({"F32", "F64"})
+
+
+@dataclass(frozen=True)
+class MergedCase:
+    """A merged export and what it must equal."""
+
+    base: Path
+    adapter: Path
+    pairs: dict[str, LoraPair]
+    export: Path
+    plan: MergePlan
+    keys: ModelKeys
+
+    @property
+    def is_rounded(self) -> bool:
+        """The files hold 16-bit numbers."""
+        return any(tensor.spec.dtype not in _EXACT for tensor in self.plan.tensors if tensor.parameter)
+
+
+@dataclass(frozen=True)
+class AdapterCase:
+    """An exported adapter and what it must equal."""
+
+    base: Path
+    adapter: Path
+    pairs: dict[str, LoraPair]
+    export: Path
+    exported: dict[str, LoraPair]
+
+    @property
+    def is_rounded(self) -> bool:
+        """The exported adapter has other numbers than the run's."""
+        return any(not torch.equal(pair.lora_a.float(), self.pairs[name].lora_a.float())
+                   or not torch.equal(pair.lora_b.float(), self.pairs[name].lora_b.float())
+                   for name, pair in self.exported.items())
+
+
+def fits_whole(base: Path) -> bool:
+    """True if the model in fp32 needs less than half of the free memory."""
+    return model_bytes(base) < psutil.virtual_memory().available / 2
+
+
+def model_bytes(base: Path) -> int:
+    """Memory of the model in fp32."""
+    return 4 * sum(record.elements for record in read_checkpoint(base).tensors.values())
+
+
+def merged_versions(case: MergedCase, *, whole: bool) -> Iterator[tuple[Version, Runner]]:
+    """The versions of a merged export. Use and drop each before asking for the next."""
+    return _merged_whole(case) if whole else _merged_layered(case)
+
+
+def adapter_versions(case: AdapterCase, *, whole: bool) -> Iterator[tuple[Version, Runner]]:
+    """The versions of an exported adapter. Use and drop each before asking for the next."""
+    return _adapter_whole(case) if whole else _adapter_layered(case)
+
+
+def _merged_whole(case: MergedCase) -> Iterator[tuple[Version, Runner]]:
+    device = _device(model_bytes(case.base))
+    model = load_model(case.base, device, torch.float32)
+    load_adapter(case.adapter, model)
+    yield "adapter", WholeRunner(model)
+    if case.is_rounded:
+        _round_merged(model, case)
+        yield "rounded", WholeRunner(model)
+    del model
+    _free()
+    yield "export", WholeRunner(load_model(case.export, device, torch.float32))
+    _free()
+
+
+def _adapter_whole(case: AdapterCase) -> Iterator[tuple[Version, Runner]]:
+    model = load_model(case.base, _device(model_bytes(case.base)), torch.float32)
+    load_adapter(case.adapter, model)
+    yield "adapter", WholeRunner(model)
+    if case.is_rounded:
+        _round_adapter(model, case)
+        yield "rounded", WholeRunner(model)
+    remove(model)
+    load_adapter(case.export, model)
+    yield "export", WholeRunner(model)
+    del model
+    _free()
+
+
+def _merged_layered(case: MergedCase) -> Iterator[tuple[Version, Runner]]:
+    with TensorReader() as reader:
+        model = skeleton(case.base)
+        yield "adapter", LayeredRunner(model, _stored(case.base, model, reader), case.pairs)
+        if case.is_rounded:
+            yield "rounded", LayeredRunner(skeleton(case.export), _planned(case, reader), {})
+        model = skeleton(case.export)
+        yield "export", LayeredRunner(model, _stored(case.export, model, reader), {})
+
+
+def _adapter_layered(case: AdapterCase) -> Iterator[tuple[Version, Runner]]:
+    with TensorReader() as reader:
+        versions: list[tuple[Version, dict[str, LoraPair]]] = [("adapter", case.pairs), ("export", case.exported)]
+        if case.is_rounded:
+            versions.insert(1, ("rounded", _rounded_pairs(case)))
+        for name, pairs in versions:
+            model = skeleton(case.base)
+            yield name, LayeredRunner(model, _stored(case.base, model, reader), pairs)
+
+
+def _device(needed_bytes: int) -> torch.device:
+    """A CUDA card where the model fits easily beside what else is on it, else the CPU."""
+    if torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > 1.5 * needed_bytes + 2**30:
+        return torch.device("cuda:0")
+    return torch.device("cpu")
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@torch.no_grad()
+def _round_merged(model: PreTrainedModel, case: MergedCase) -> None:
+    """Turn base + adapter in memory into the merged model, its numbers rounded as planned."""
+    types = {case.keys.converted.get(tensor.source.name, tensor.parameter): TORCH_DTYPES[tensor.spec.dtype]
+             for tensor in case.plan.tensors}
+    for name, layer in lora_layers(model).items():
+        delta = (layer.lora_b.double() @ layer.lora_a.double()).mul_(layer.scale).float()
+        merged = layer.weight + (delta.T if isinstance(layer.base, Conv1D) else delta)
+        # a new parameter: a tied embedding keeps the old one
+        layer.base.weight = nn.Parameter(_rounded(merged, types[f"{name}.weight"]), requires_grad=False)
+    remove(model)
+    for name, parameter in model.named_parameters():
+        if name in types:  # rounding the merged ones again changes nothing
+            parameter.copy_(_rounded(parameter, types[name]))
+
+
+@torch.no_grad()
+def _round_adapter(model: PreTrainedModel, case: AdapterCase) -> None:
+    for name, layer in lora_layers(model).items():
+        layer.lora_a.copy_(_rounded(layer.lora_a, case.exported[name].lora_a.dtype))
+        layer.lora_b.copy_(_rounded(layer.lora_b, case.exported[name].lora_b.dtype))
+
+
+def _rounded_pairs(case: AdapterCase) -> dict[str, LoraPair]:
+    return {name: LoraPair(pair.lora_a.to(case.exported[name].lora_a.dtype),
+                           pair.lora_b.to(case.exported[name].lora_b.dtype), pair.scale)
+            for name, pair in case.pairs.items()}
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype).to(tensor.dtype)
+
+
+def _stored(folder: Path, model: PreTrainedModel, reader: TensorReader) -> WeightSource:
+    """Parameters as they lie in the files of `folder`."""
+    tensors = read_checkpoint(folder).tensors
+    keys = match_keys(model, tensors)
+    records: dict[str, TensorRecord] = {parameter: tensors[key] for key, parameter in keys.parameter_of.items()}
+
+    def read(parameter: str) -> Tensor:
+        found = next((name for name in [parameter, *sorted(keys.tied_group(parameter))] if name in records), None)
+        if found is None:
+            raise _not_plain(parameter)
+        return reader.whole(records[found]).float()
+
+    return read
+
+
+def _planned(case: MergedCase, reader: TensorReader) -> WeightSource:
+    """Parameters computed anew from base and adapter, rounded as planned."""
+    tensors = {tensor.parameter: tensor for tensor in case.plan.tensors if tensor.parameter}
+
+    def compute(parameter: str) -> Tensor:
+        found = next((name for name in [parameter, *sorted(case.keys.tied_group(parameter))] if name in tensors), None)
+        if found is None:
+            raise _not_plain(parameter)
+        tensor = tensors[found]
+        whole = reader.whole(tensor.source)
+        return expected_rows(tensor, whole, 0, tensor.source.rows).float()
+
+    return compute
+
+
+def _not_plain(parameter: str) -> ModelError:
+    return ModelError(f"{parameter} is stored in another form, so the layers can not be run one by one.")
