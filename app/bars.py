@@ -11,7 +11,7 @@ from app.widgets import ElidedLabel, button
 from core import words
 from core.events import Event, Failed, Finished, Planned, Progress, StepDone
 
-_KEPT = 0.9  # weight of the earlier steps in the running means
+_KEPT = 0.9  # weight of the earlier steps in the running means; as the Train page has it at first
 
 
 class TopBar(QWidget):
@@ -88,7 +88,7 @@ class StatusLine(QWidget):
         self._idle_words = ""
         self._total = 0
         self._first = 0
-        self._loss = self._seconds = self._speed = math.nan
+        self._loss, self._seconds, self._speed = _Mean(), _Mean(), _Mean()
         layout = QHBoxLayout(self)
         layout.setContentsMargins(theme.PAGE_MARGIN, 0, theme.PAGE_MARGIN, 0)
         layout.setSpacing(theme.CARD_GAP)
@@ -105,7 +105,7 @@ class StatusLine(QWidget):
     def begin(self) -> None:
         """A run begins."""
         self._total = self._first = 0
-        self._loss = self._seconds = self._speed = math.nan
+        self._loss, self._seconds, self._speed = _Mean(), _Mean(), _Mean()
         self.text.set_text("Getting ready…")
         self.bar.setRange(0, 0)
         self.bar.setVisible(True)
@@ -127,12 +127,12 @@ class StatusLine(QWidget):
             self.text.set_text("Saving…" if event.outcome == "stopped" else "Finished.")
 
     def _step(self, step: StepDone) -> None:
-        self._loss = _mean(self._loss, step.loss)
-        self._seconds = _mean(self._seconds, step.seconds)
-        self._speed = _mean(self._speed, step.tokens / step.seconds if step.seconds else math.nan)
-        left = words.duration((self._total - step.step) * self._seconds) if self._total else ""
+        loss = self._loss.add(step.loss)
+        seconds = self._seconds.add(step.seconds)
+        speed = self._speed.add(step.tokens / step.seconds if step.seconds else math.nan)
+        left = words.duration((self._total - step.step) * seconds) if self._total else ""
         total = f"/{self._total:,}" if self._total else ""
-        parts = [f"Step {step.step:,}{total}", f"loss {self._loss:.3f}", f"{self._speed:,.0f} tok/s",
+        parts = [f"Step {step.step:,}{total}", f"loss {loss:.3f}", f"{speed:,.0f} tok/s",
                  words.memory(step.device_bytes or step.rss_bytes), f"{left} left" if left else ""]
         self.text.set_text(" · ".join(part for part in parts if part))
         if self._total:
@@ -140,5 +140,15 @@ class StatusLine(QWidget):
             self.bar.setValue(round(1000 * step.step / self._total))
 
 
-def _mean(before: float, value: float) -> float:
-    return value if not math.isfinite(before) else _KEPT * before + (1 - _KEPT) * value
+class _Mean:
+    """A moving average without the bias of its beginning."""
+
+    def __init__(self) -> None:
+        self._sum = self._weight = 0.0
+
+    def add(self, value: float) -> float:
+        """Take in one value (what is not finite is left out); the average so far."""
+        if math.isfinite(value):
+            self._sum = _KEPT * self._sum + (1 - _KEPT) * value
+            self._weight = _KEPT * self._weight + 1 - _KEPT
+        return self._sum / self._weight if self._weight else math.nan

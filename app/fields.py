@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 from PySide6.QtCore import QEvent, QLocale, QObject, Qt, Signal
-from PySide6.QtGui import QValidator, QWheelEvent
+from PySide6.QtGui import QWheelEvent
 from PySide6.QtWidgets import (
     QAbstractSpinBox,
     QCheckBox,
@@ -21,9 +21,9 @@ from PySide6.QtWidgets import (
 )
 
 from app import theme
+from app.number_boxes import SMALL, ScientificBox, ShortBox, scientific
 from app.widgets import label, plain_tip, spin_margin
 
-SMALL = 0.01  # a default below this is shown and stepped scientifically
 LARGEST_INT = 2**31 - 1
 
 
@@ -163,7 +163,7 @@ class FloatEditor(FieldEditor):
         super().__init__(info)
         low, high = limits(info)
         default = info.default if isinstance(info.default, float | int) else 1.0
-        self._box: QDoubleSpinBox = _ScientificBox() if 0 < default < SMALL else _ShortBox()
+        self._box: QDoubleSpinBox = ScientificBox() if 0 < default < SMALL else ShortBox()
         self._box.setDecimals(12)
         self._box.setRange(-1e12 if low is None else low, 1e12 if high is None else high)
         self._box.setSingleStep(0.01 if default < 1 else 1.0 if default >= 4 else 0.5)
@@ -183,46 +183,6 @@ class FloatEditor(FieldEditor):
     def value(self) -> float:
         """The value that is shown."""
         return self._box.value()
-
-
-class _ShortBox(QDoubleSpinBox):
-    """A spin box that writes 16, not 16.000000000000."""
-
-    def textFromValue(self, value: float) -> str:  # noqa: N802
-        """As few digits as tell the value."""
-        return f"{value:.12g}"
-
-
-class _ScientificBox(_ShortBox):
-    """A spin box that reads and writes 2e-4, and steps through 1, 2, 5, 10."""
-
-    def textFromValue(self, value: float) -> str:  # noqa: N802
-        """2e-4 rather than 0.0002."""
-        return scientific(value)
-
-    def valueFromText(self, text: str) -> float:  # noqa: N802
-        """Any spelling of a number."""
-        try:
-            return float(text)
-        except ValueError:
-            return self.value()
-
-    def validate(self, text: str, position: int) -> tuple[QValidator.State, str, int]:
-        """A number is acceptable, its beginnings are on the way."""
-        try:
-            value = float(text)
-        except ValueError:
-            ok = all(letter in "0123456789.eE-+" for letter in text)
-            return (QValidator.State.Intermediate if ok else QValidator.State.Invalid), text, position
-        inside = self.minimum() <= value <= self.maximum()
-        return (QValidator.State.Acceptable if inside else QValidator.State.Intermediate), text, position
-
-    def stepBy(self, steps: int) -> None:  # noqa: N802
-        """One step is 1 -> 2 -> 5 -> 10."""
-        value = self.value() or 1e-4
-        for _ in range(abs(steps)):
-            value = next_of_125(value) if steps > 0 else 1 / next_of_125(1 / value)
-        self.setValue(value)
 
 
 class BoolEditor(FieldEditor):
@@ -393,25 +353,6 @@ def limits(info: FieldInfo) -> tuple[float | None, float | None]:
         elif isinstance(item, Lt):
             high = item.lt
     return low, high  # type: ignore[return-value]  # numbers in all our fields
-
-
-def scientific(value: float) -> str:
-    """2e-4 for 0.0002, 0.05 as it is."""
-    if value == 0 or abs(value) >= SMALL:
-        return f"{value:.12g}"
-    mantissa, exponent = f"{value:.11e}".split("e")
-    return f"{float(mantissa):.12g}e{int(exponent)}"
-
-
-def next_of_125(value: float) -> float:
-    """The next number above `value` of the row … 1, 2, 5, 10, 20 …"""
-    exponent = int(f"{value:e}".split("e")[1])
-    for power in (exponent, exponent + 1):
-        for step in (1, 2, 5):
-            candidate = float(f"{step}e{power}")
-            if candidate > value * 1.0000001:
-                return candidate
-    raise AssertionError(value)
 
 
 def _number(value: float) -> str:

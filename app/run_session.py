@@ -10,6 +10,7 @@ from core import events
 from core.config import RunConfig
 from core.engine.client import attach
 from core.jobs import Resume, Train
+from core.paths import runs_root
 from core.runs.folder import RunFolder
 
 SessionState = Literal["idle", "starting", "running", "paused", "stopping"]
@@ -113,3 +114,11 @@ class RunSession(QObject):
         if state != self._state:
             self._state = state
             self.state_changed.emit(state)
+
+
+def living_run() -> Path | None:
+    """The run that an engine trains now without a window; None if there is none."""
+    for path in sorted(runs_root().glob("*/engine.json")):
+        if RunFolder(path.parent).state() == "running":
+            return path.parent
+    return None

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 from PySide6.QtCore import QByteArray, QSettings
+from PySide6.QtGui import QGuiApplication
+from PySide6.QtWidgets import QWidget
 
 from app.theme import Scheme
 from core import files
@@ -87,3 +89,14 @@ class Settings:
 
 def _draft_path() -> Path:
     return data_root() / "draft.toml"
+
+
+def restore_geometry(window: QWidget, settings: Settings) -> None:
+    """Put the window where it was; where that place is on no screen any more, into the middle of the first."""
+    if not settings.geometry.isEmpty():
+        window.restoreGeometry(settings.geometry)
+    center = window.frameGeometry().center()
+    if not any(screen.availableGeometry().contains(center) for screen in QGuiApplication.screens()):
+        area = QGuiApplication.primaryScreen().availableGeometry()
+        window.resize(min(1280, area.width()), min(800, area.height()))
+        window.move(area.center() - window.rect().center())

@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 from PySide6.QtCore import QObject, QTimer, Signal, Slot
-from PySide6.QtGui import QCloseEvent, QGuiApplication, QShowEvent
+from PySide6.QtGui import QCloseEvent, QShowEvent
 from PySide6.QtWidgets import QApplication, QFileDialog, QHBoxLayout, QMainWindow, QStackedWidget, QVBoxLayout, QWidget
 
 from app import late_pages, theme
@@ -22,29 +22,22 @@ from app.operations import Operations
 from app.pages.data import DataPage
 from app.pages.method import MethodPage
 from app.pages.model import ModelPage
-from app.run_session import RunSession
-from app.settings import Settings
-from app.sidebar import Sidebar, Sign
+from app.run_session import RunSession, living_run
+from app.settings import Settings, restore_geometry
+from app.sidebar import Sidebar
 from app.startup_probe import install_if_asked
+from app.state_view import StateView, page_of
 from app.widgets import line
-from core import words
 from core.config import RunConfig, load_config
 from core.engine.client import EngineClient
 from core.errors import CoreError
-from core.estimate import Problem, planned_steps
 from core.events import Failed
-from core.paths import RESOURCES, runs_root
+from core.paths import RESOURCES
 from core.runs.folder import RunFolder, new_run_path
 
 SAMPLE = RESOURCES / "samples" / "orders" / "run.toml"
 SAMPLE_NAME = "orders"
-SECTIONS = {"model": ("model",), "data": ("data",), "method": ("adapter", "training")}
 PREBUILD_MS = 400  # after the window is shown, between the pages that are built ahead
-JOB_WORDS = {
-    "ListModels": "looking for models", "PrepareStarter": "preparing the starter", "InspectModel": "reading the model",
-    "ImportGguf": "importing", "DownloadModel": "downloading", "ScanData": "measuring the data",
-    "PreviewRows": "reading rows", "Generate": "answering", "Export": "exporting", "Unload": "freeing memory",
-}
 
 
 class MainWindow(QMainWindow):
@@ -77,6 +70,7 @@ class MainWindow(QMainWindow):
         self.sidebar, self.top, self.status, self.stack = Sidebar(), TopBar(), StatusLine(), QStackedWidget()
         self._build()
         self.menus = Menus(self)
+        self.state_view = StateView(self)
         self._connect()
         if config is not None:
             self.draft.replace(config, name)
@@ -124,6 +118,7 @@ class MainWindow(QMainWindow):
         session.happened.connect(self.status.add)
         session.state_changed.connect(top.show_state)
         session.state_changed.connect(lambda _state: self._show_state())
+        session.state_changed.connect(lambda _state: self.show_engines())
         session.failed.connect(self._run_failed)
         session.ended.connect(self._run_ended)
         self.operations.failed.connect(self.show_failure)
@@ -152,7 +147,9 @@ class MainWindow(QMainWindow):
     def _after_first_show(self) -> None:
         self.operations.start_engines()
         theme.load_icons()
-        self._attach_to_living_run()
+        living = living_run()
+        if living is not None and not self.session.active:
+            self.session.attach(living)
         QTimer.singleShot(PREBUILD_MS, self._build_next_page)
 
     def _build_next_page(self) -> None:
@@ -260,11 +257,6 @@ class MainWindow(QMainWindow):
         else:
             self.session.pause()
 
-    def _attach_to_living_run(self) -> None:
-        for path in sorted(runs_root().glob("*/engine.json")):
-            if RunFolder(path.parent).state() == "running" and not self.session.active:
-                self.session.attach(path.parent)
-
     @Slot(object)
     def _run_began(self, run_dir: Path) -> None:
         already_built = "train" in self._pages
@@ -337,61 +329,19 @@ class MainWindow(QMainWindow):
         self.settings.scheme = scheme
         self._colours.set_scheme(scheme)
 
-    # --- what is shown of the state --------------------------------------------------------
-
     def _show_state(self) -> None:
-        draft, active = self.draft, self.session.active
-        for key, sections in SECTIONS.items():
-            found = [problem for section in sections for problem in draft.problems_of(section)]
-            self.sidebar.set_sign(key, self._sign(key, found), found[0].message if found else "")
-        self.sidebar.set_sign("train", "running" if active else "none")
-        reason = self._why_not()
-        self.top.set_ready(draft.ready, reason)
-        self.menus.show_session(active, draft.ready)
+        self.state_view.show()
         self._tell_train()
-        if not active:
-            self.status.show_idle(reason or self._ready_words())
 
     def _tell_train(self) -> None:
         train = self._pages.get("train")
         if train is not None:
-            train.set_ready(self.draft.ready, self._why_not())  # type: ignore[attr-defined]
-
-    def _sign(self, key: str, found: list[Problem]) -> Sign:
-        draft = self.draft
-        if found:
-            return "problem"
-        waiting = {"model": draft.card is None, "data": draft.scan is None, "method": draft.card is None}[key]
-        if waiting:
-            return "checking" if draft.checking else "none"
-        return "ready"
-
-    def _why_not(self) -> str:
-        if self.draft.problems:
-            first = self.draft.problems[0]
-            return f"{first.message} {first.hint}".strip()
-        return "" if self.draft.ready else "Looking at the model and the data…"
-
-    def _ready_words(self) -> str:
-        if self.draft.scan is None:
-            return "Ready."
-        return f"Ready: {words.plural(planned_steps(self.draft.config, self.draft.scan), 'step')}."
+            train.set_ready(self.draft.ready, self.state_view.why_not())  # type: ignore[attr-defined]
 
     @Slot()
     def show_engines(self) -> None:
         """Put the engines' state into words."""
-        states = {role: getattr(self.operations.client(role), "state", "idle") for role in ("train", "work")}
-        current = self.operations.current("work")
-        if "crashed" in states.values():
-            self.sidebar.engine.show_state("crashed", "Engine crashed")
-        elif self.session.active:
-            self.sidebar.engine.show_state("busy", "Engine training")
-        elif states["work"] == "starting":
-            self.sidebar.engine.show_state("starting", "Engine starting…")
-        elif current is not None:
-            self.sidebar.engine.show_state("busy", f"Engine {JOB_WORDS.get(current.label, 'busy')}")
-        else:
-            self.sidebar.engine.show_state("idle", "Engine ready")
+        self.state_view.show_engines()
 
     # --- the end ---------------------------------------------------------------------------
 
@@ -418,22 +368,6 @@ class MainWindow(QMainWindow):
         self.operations.close(keep_training=keep)
         event.accept()
 
-    def restore(self) -> None:
-        """Put the window where it was, if that place is still on a screen."""
-        if not self.settings.geometry.isEmpty():
-            self.restoreGeometry(self.settings.geometry)
-        center = self.frameGeometry().center()
-        if not any(screen.availableGeometry().contains(center) for screen in QGuiApplication.screens()):
-            screen = QGuiApplication.primaryScreen().availableGeometry()
-            self.resize(min(1280, screen.width()), min(800, screen.height()))
-            self.move(screen.center() - self.rect().center())
-
-
-def page_of(problem: Problem) -> str:
-    """The key of the page that shows a problem's field."""
-    section = problem.field.split(".")[0]
-    return next((key for key, sections in SECTIONS.items() if section in sections), "method")
-
 
 class _EngineWatch(QObject):
     """Brings an engine's change of state, told from any thread, into the window's."""
@@ -454,7 +388,7 @@ def run_window(argv: Sequence[str] = ()) -> int:
     window = MainWindow(operations, settings, theme.Theme(app, settings.scheme))
     watch.changed.connect(window.show_engines)
     hooks.failed.connect(window.show_failure)
-    window.restore()
+    restore_geometry(window, settings)
     install_if_asked(window)
     window.show()
     code = app.exec()

@@ -1,0 +1,81 @@
+"""What the side bar and the bars say: which page is ready, why Start is disabled, what the engine does."""
+
+from typing import TYPE_CHECKING
+
+from app.sidebar import Sign
+from core import words
+from core.estimate import Problem, planned_steps
+
+if TYPE_CHECKING:
+    from app.window import MainWindow
+
+SECTIONS = {"model": ("model",), "data": ("data",), "method": ("adapter", "training")}
+JOB_WORDS = {
+    "ListModels": "looking for models", "PrepareStarter": "preparing the starter", "InspectModel": "reading the model",
+    "ImportGguf": "importing", "DownloadModel": "downloading", "ScanData": "measuring the data",
+    "PreviewRows": "reading rows", "Generate": "answering", "Export": "exporting", "Unload": "freeing memory",
+}
+
+
+class StateView:
+    """Puts the state of the draft, the run and the engines on the frame of the window."""
+
+    def __init__(self, window: "MainWindow") -> None:
+        self._window = window
+        self._draft = window.draft
+
+    def show(self) -> None:
+        """Signs of the pages, Start, the menus and the line below."""
+        window, draft, active = self._window, self._draft, self._window.session.active
+        for key, sections in SECTIONS.items():
+            found = [problem for section in sections for problem in draft.problems_of(section)]
+            window.sidebar.set_sign(key, self._sign(key, found), found[0].message if found else "")
+        window.sidebar.set_sign("train", "running" if active else "none")
+        reason = self.why_not()
+        window.top.set_ready(draft.ready, reason)
+        window.menus.show_session(active, draft.ready)
+        if not active:
+            window.status.show_idle(reason or self._ready_words())
+
+    def why_not(self) -> str:
+        """Why the run can not be started; "" if it can."""
+        if self._draft.problems:
+            first = self._draft.problems[0]
+            return f"{first.message} {first.hint}".strip()
+        return "" if self._draft.ready else "Looking at the model and the data…"
+
+    def show_engines(self) -> None:
+        """The dot and the words at the foot of the side bar."""
+        window, engine = self._window, self._window.sidebar.engine
+        states = {role: getattr(window.operations.client(role), "state", "idle") for role in ("train", "work")}
+        current = window.operations.current("work")
+        if window.session.active:
+            engine.show_state("busy", "Engine training")
+        elif "crashed" in states.values():
+            engine.show_state("crashed", "Engine crashed")
+        elif states["work"] == "starting":
+            engine.show_state("starting", "Engine starting…")
+        elif current is not None:
+            engine.show_state("busy", f"Engine {JOB_WORDS.get(current.label, 'busy')}")
+        else:
+            engine.show_state("idle", "Engine ready")
+
+    def _sign(self, key: str, found: list[Problem]) -> Sign:
+        draft = self._draft
+        if found:
+            return "problem"
+        waiting = {"model": draft.card is None, "data": draft.scan is None, "method": draft.card is None}[key]
+        if waiting:
+            return "checking" if draft.checking else "none"
+        return "ready"
+
+    def _ready_words(self) -> str:
+        if self._draft.scan is None:
+            return "Ready."
+        return f"Ready: {words.plural(planned_steps(self._draft.config, self._draft.scan), 'step')}."
+
+
+def page_of(problem: Problem) -> str:
+    """The key of the page that shows a problem's field."""
+    section = problem.field.split(".")[0]
+    return next((key for key, sections in SECTIONS.items() if section in sections), "method")
