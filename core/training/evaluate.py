@@ -9,7 +9,8 @@ from core.training.setup import Setup
 @torch.no_grad()
 def validation_loss(setup: Setup, control: Control) -> float | None:
     """Mean loss over supervised validation tokens; None where a stop came in between."""
-    was_training = setup.model.training
+    # module by module: within a base in eval mode, the adapter's layers are in training mode
+    training = [module for module in setup.model.modules() if module.training]
     setup.model.eval()
     total, tokens = 0.0, 0
     try:
@@ -20,5 +21,6 @@ def validation_loss(setup: Setup, control: Control) -> float | None:
             total += float(setup.summed_loss(setup.model, batch.to(setup.device)))
             tokens += len(batch.labels)
     finally:
-        setup.model.train(was_training)
+        for module in training:
+            module.training = True
     return total / tokens

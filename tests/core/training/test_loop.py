@@ -15,11 +15,13 @@ from core.errors import CoreError
 from core.events import CheckpointSaved, Evaluated, Event, Failed, Finished, Planned, Result, Started, StepDone, Warned
 from core.jobs import Resume, Train
 from core.lora.adapter_file import read_adapter
+from core.lora.inject import lora_layers
 from core.runs.folder import RunFolder
 from core.training import loop
 from core.training.checkpoint import damage
 from core.training.loop import resume, train
 from core.training.schedule import learning_rate_at, total_steps
+from core.training.setup import Setup
 
 
 @pytest.fixture
@@ -94,8 +96,10 @@ def test_packing_changes_nothing_but_the_speed(tiny_model: Path, data: Path, tmp
     assert first == pytest.approx(second, rel=1e-4)
 
 
-def test_a_killed_run_goes_on_to_the_same_adapter_bit_for_bit(tiny_model: Path, data: Path, tmp_path: Path) -> None:
-    config = _config(tiny_model, data, {"rank": 4, "dropout": 0.2}, checkpoint_every=4)
+@pytest.mark.parametrize("evaluate_every", [0, 5])
+def test_a_killed_run_goes_on_to_the_same_adapter_bit_for_bit(tiny_model: Path, data: Path, tmp_path: Path,
+                                                                 evaluate_every: int) -> None:
+    config = _config(tiny_model, data, {"rank": 4, "dropout": 0.2}, checkpoint_every=4, evaluate_every=evaluate_every)
     list(train(Train(config, tmp_path / "whole"), Control()))
     stream = train(Train(config, tmp_path / "killed"), Control())
     for event in stream:
@@ -105,7 +109,7 @@ def test_a_killed_run_goes_on_to_the_same_adapter_bit_for_bit(tiny_model: Path, 
     run = RunFolder(tmp_path / "killed")
     assert run.state() == "interrupted"
     events = list(resume(Resume(run.path), Control()))
-    assert _of(StepDone, events)[0].step == 9
+    assert _of(StepDone, events)[0].step == (9 if evaluate_every == 0 else 11)  # the best one is saved, too
     assert [step.step for step in _of(StepDone, list(run.read_events()))] == list(range(1, 19))
     whole = (tmp_path / "whole" / "adapter" / "adapter_model.safetensors").read_bytes()
     assert (run.adapter / "adapter_model.safetensors").read_bytes() == whole
@@ -154,6 +158,22 @@ def test_stop_before_the_first_step_leaves_an_adapter_too(tiny_model: Path, data
             control.stop()
     assert read_adapter(tmp_path / "run" / "adapter").pairs
     list(resume(Resume(tmp_path / "run"), Control()))
+
+
+def test_dropout_goes_on_after_an_evaluation(
+        tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[set[bool]] = []
+    real = loop._one_step
+
+    def watched(setup: Setup, *args):
+        modes.append({layer.training for layer in lora_layers(setup.model).values()})
+        assert not setup.model.training
+        return real(setup, *args)
+
+    monkeypatch.setattr(loop, "_one_step", watched)
+    config = _config(tiny_model, data, {"rank": 4, "dropout": 0.2}, evaluate_every=2, max_steps=5)
+    list(train(Train(config, tmp_path / "run"), Control()))
+    assert modes == [{True}] * 5
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_kept(tiny_model: Path, data: Path, tmp_path: Path) -> None:
