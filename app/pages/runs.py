@@ -104,7 +104,7 @@ class RunsPage(QWidget):
         items = (
             ("open", "Open", "chart-line", lambda: self._tell(self.open_requested)),
             ("continue", "Continue", "play", lambda: self._tell(self.resume_requested)),
-            ("repeat", "Repeat with changes", "copy", self._repeat),
+            ("repeat", "Repeat with changes", "", self._repeat),
             ("chat", "Chat", "chats", lambda: self._tell(self.chat_requested)),
             ("export", "Export…", "export", lambda: self._tell(self.export_requested)),
             ("rename", "Rename", "pencil-simple", self.table.edit_name),
