@@ -119,7 +119,7 @@ class Draft(QObject):
         try:
             changed = changed_config(self._config, values)
         except ValidationError as error:
-            self._form_errors.update(dict(field_errors(error)))
+            self._form_errors.update({path: self._sentence(path, text) for path, text in field_errors(error)})
             self._update_problems()
             return False
         if changed != self._config:
@@ -127,6 +127,19 @@ class Draft(QObject):
         else:
             self._update_problems()
         return True
+
+    def _sentence(self, path: str, text: str) -> str:
+        """`it must be more than 0` of adapter.alpha -> `Alpha must be more than 0.`"""
+        section, field = path.split(".")
+        info = type(getattr(self._config, section)).model_fields.get(field)
+        title = info.title if info and info.title else field
+        text = f"{title} {text.removeprefix('it ')}" if text.startswith("it must") else f"{title}: {text}"
+        return text if text.endswith(".") else f"{text}."
+
+    @property
+    def refused(self) -> frozenset[str]:
+        """Fields that show something which the config does not take."""
+        return frozenset(self._form_errors)
 
     def set_error(self, path: str, message: str) -> None:
         """Mark a field whose text is no value at all; cleared by the next `set_value` of that field."""
@@ -151,6 +164,10 @@ class Draft(QObject):
         self._inspected = self._scanned = ()
         self._failures.clear()
         self._schedule(0)
+
+    def forget_refused(self) -> None:
+        """Take back the marks of fields that were refused."""
+        self._form_errors.clear()
 
     def apply(self, config: RunConfig) -> None:
         """Set the config without an undo step; used by the steps themselves."""
@@ -311,7 +328,8 @@ class _Change(QUndoCommand):
         return True
 
     def undo(self) -> None:
-        """Back to the config before."""
+        """Back to the config before; what was refused in between is forgotten, too."""
+        self._draft.forget_refused()
         self._draft.apply(self._before)
 
     def redo(self) -> None:

@@ -82,11 +82,11 @@ class Form(QWidget):
         self.fields[path] = field
         return field
 
-    def set_values(self, section: BaseModel) -> None:
-        """Show the values of a section."""
+    def set_values(self, section: BaseModel, refused: Collection[str] = ()) -> None:
+        """Show the values of a section; what was refused stays as it was typed, with its problem."""
         for path, field in self.fields.items():
             value: Any = getattr(section, path.split(".")[1])
-            if field.editor.value() != value:
+            if path not in refused and field.editor.value() != value:
                 field.editor.set_value(value)
 
     def set_problems(self, problems: Collection[Problem], advice: Collection[Problem] = ()) -> None:

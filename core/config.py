@@ -215,9 +215,24 @@ def field_errors(error: ValidationError) -> list[tuple[str, str]]:
     for item in error.errors():
         # `target_modules` is a union; pydantic appends the branch's name to its location
         path = ".".join(str(part) for part in item["loc"][:2])
-        text = "this name is not known" if item["type"] == "extra_forbidden" else item["msg"]
-        found.setdefault(path, text.removeprefix("Value error, "))
+        found.setdefault(path, _plain_words(item))
     return list(found.items())
+
+
+def _plain_words(item: Any) -> str:
+    """One error of pydantic as a plain sentence without a capital or a full stop."""
+    words = {
+        "extra_forbidden": "this name is not known", "greater_than": "it must be more than {gt}",
+        "greater_than_equal": "it must be at least {ge}", "less_than": "it must be less than {lt}",
+        "less_than_equal": "it must be at most {le}", "int_parsing": "it must be a whole number",
+        "int_type": "it must be a whole number", "int_from_float": "it must be a whole number",
+        "float_parsing": "it must be a number", "float_type": "it must be a number",
+        "string_type": "it must be a text", "literal_error": "it must be one of {expected}",
+    }.get(item["type"])
+    if words is None:
+        return item["msg"].removeprefix("Value error, ")
+    limits = {key: f"{value:g}" if isinstance(value, float) else value for key, value in item.get("ctx", {}).items()}
+    return words.format(**limits)
 
 
 def dump_config(config: RunConfig) -> str:

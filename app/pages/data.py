@@ -116,7 +116,7 @@ class DataPage(QWidget):
 
     @Slot(object)
     def _config_changed(self, config: RunConfig) -> None:
-        self.form.set_values(config.data)
+        self.form.set_values(config.data, self._draft.refused)
         self._stack.setCurrentIndex(1 if config.data.train else 0)
         if config.data.train != self._files_shown:
             self._files_shown = config.data.train

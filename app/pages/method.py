@@ -88,8 +88,8 @@ class MethodPage(QWidget):
 
     @Slot(object)
     def _config_changed(self, config: RunConfig) -> None:
-        self.adapter_form.set_values(config.adapter)
-        self.training_form.set_values(config.training)
+        self.adapter_form.set_values(config.adapter, self._draft.refused)
+        self.training_form.set_values(config.training, self._draft.refused)
         self._show_targets(config.adapter)
         self._show_estimate()
         self._show_problems()

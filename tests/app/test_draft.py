@@ -63,6 +63,7 @@ def test_values_out_of_their_limits_change_nothing_and_are_told(operations: Oper
     draft = make_draft(operations)
     assert not draft.set_value("adapter.alpha", 0.0)
     assert "adapter.alpha" in fields(draft) and draft.config == RunConfig()
+    assert draft.problems[0].message == "Alpha must be more than 0." and draft.refused == {"adapter.alpha"}
     assert not draft.set_value("adapter.target_modules", ())
     assert "adapter.target_modules" in fields(draft)
     draft.set_error("adapter.last_layer", "This is not a number.")
