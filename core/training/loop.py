@@ -110,6 +110,8 @@ def _steps(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, posit
     training = setup.config.training
     skipped = 0
     _train_mode(setup)
+    if setup.validation and position.step == 0:
+        yield from _evaluate(setup, position, control)  # the base, which the adapter has to beat
     while position.step < total:
         done = _one_step(setup, optimizer, position.step, total, control)
         if done is None:
@@ -203,7 +205,8 @@ def _evaluate(setup: Setup, position: Position, control: Control) -> Iterator[Ev
     loss = validation_loss(setup, control)
     if loss is None:
         return
-    best = math.isfinite(loss) and (position.best_loss is None or loss < position.best_loss)
+    # the base's own loss, at step 0, is shown but is no adapter to keep
+    best = position.step > 0 and math.isfinite(loss) and (position.best_loss is None or loss < position.best_loss)
     if best:
         position.best_loss, position.best_step = loss, position.step
     tokens = sum(len(row.input_ids) for row in setup.validation)

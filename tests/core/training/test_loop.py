@@ -56,7 +56,9 @@ def test_a_run_learns_and_leaves_a_whole_folder(tiny_model: Path, data: Path, tm
     assert all(step.tokens > step.supervised_tokens > 0 for step in steps)
     assert _of(Planned, events)[0].total_steps == 18
     evaluated = _of(Evaluated, events)
-    assert [item.step for item in evaluated] == [5, 10, 15, 18]
+    assert [item.step for item in evaluated] == [0, 5, 10, 15, 18]
+    assert evaluated[0].loss > evaluated[-1].loss
+    assert not evaluated[0].best
     assert list(run.read_events()) == events
     assert run.state() == "finished"
     assert run.config().training.packing == "on"
