@@ -16,7 +16,8 @@ from core.errors import ModelError
 from core.events import Message
 from core.lora.adapter_file import LoraPair
 from core.models.json_file import read_object
-from core.training.decode import Answer, Sampling, stop_tokens
+from core.training.batch_generate import answer_batch
+from core.training.decode import stop_tokens
 from core.training.generate import end_of_turn
 
 PROMPTS = (
@@ -89,13 +90,8 @@ class WholeRunner:
 
     def greedy(self, prompts: Sequence[list[int]], stop_ids: frozenset[int], control: Control) -> list[list[int]]:
         """See Runner."""
-        answers = []
-        for ids in prompts:
-            answer = Answer(self._model, ids, Sampling(), stop_ids, self.greedy_tokens)
-            while answer.step(control) is not None:
-                control.check()
-            answers.append(answer.tokens)
-        return answers
+        answers = dict(answer_batch(self._model, prompts, stop_ids, self.greedy_tokens, control))
+        return [answers[number] for number in range(len(prompts))]
 
 
 class LayeredRunner:
@@ -103,7 +99,7 @@ class LayeredRunner:
 
     Args:
         model: a skeleton, parameters on the meta device.
-        weights: gives a parameter in fp32 by its name.
+        weights: gives a parameter by its name, in the type to compute in.
         pairs: an adapter beside the layers, by module name.
 
     Raises:
@@ -188,9 +184,8 @@ def _set_everywhere(model: nn.Module, old: nn.Parameter, value: Tensor) -> None:
 
 
 def _adapter_hook(pair: LoraPair) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    lora_a, lora_b = pair.lora_a.float(), pair.lora_b.float()
-
     def add_update(_module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        lora_a, lora_b = pair.lora_a.to(output.dtype), pair.lora_b.to(output.dtype)
         return output + pair.scale * F.linear(F.linear(inputs[0], lora_a), lora_b)
 
     return add_update

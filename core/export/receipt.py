@@ -27,7 +27,7 @@ from core.export.versions import (
 from core.lora.adapter_file import LoraPair
 from core.models.load import load_tokenizer
 
-TOLERANCE = 1e-4  # of logits in fp32
+TOLERANCE = 1e-4  # of logits
 Kind = Literal["adapter", "merged"]
 _DTYPE_WORDS = {"F32": "fp32", "F64": "fp64", "BF16": "bf16", "F16": "fp16"}
 _TORCH_WORDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -61,7 +61,7 @@ def merged_receipt(case: MergedCase, path: Path, control: Control,
     """
     report = yield from verify_merged(case.plan, read_checkpoint(case.export), control)
     dtype = _written_type(case)
-    whole = fits_whole(case.base) if whole is None else whole
+    whole = fits_whole(case) if whole is None else whole
     try:
         versions = merged_versions(case, whole=whole)
         compared = yield from _compare(versions, case.export, case.base, control, runs=3 if case.is_rounded else 2)
@@ -77,7 +77,7 @@ def adapter_receipt(case: AdapterCase, path: Path, control: Control,
     """Compare an exported adapter with the run's own; arguments as for `merged_receipt`."""
     report = compare_pairs(case.pairs, case.exported)
     dtype = _TORCH_WORDS.get(next(iter(case.exported.values())).lora_a.dtype, "fp32")
-    whole = fits_whole(case.base) if whole is None else whole
+    whole = fits_whole(case) if whole is None else whole
     try:
         versions = adapter_versions(case, whole=whole)
         compared = yield from _compare(versions, case.base, case.base, control, runs=3 if case.is_rounded else 2)

@@ -46,6 +46,16 @@ class MergedCase:
         """The files hold 16-bit numbers."""
         return any(tensor.spec.dtype not in _EXACT for tensor in self.plan.tensors if tensor.parameter)
 
+    @property
+    def arithmetic(self) -> torch.dtype:
+        """In which the versions are run.
+
+        Base + adapter and the merged fp32 files are the same sum in another order, which alone moves the
+        logits of a small model by 1e-4 in fp32 arithmetic. Where numbers were rounded, both sides are
+        computed in the same order from the same numbers, and fp32 gives the same on both.
+        """
+        return torch.float32 if self.is_rounded else torch.float64
+
 
 @dataclass(frozen=True)
 class AdapterCase:
@@ -64,15 +74,19 @@ class AdapterCase:
                    or not torch.equal(pair.lora_b.float(), self.pairs[name].lora_b.float())
                    for name, pair in self.exported.items())
 
+    @property
+    def arithmetic(self) -> torch.dtype:
+        """In which the versions are run: both sides are computed in the same order."""
+        return torch.float32
 
-def fits_whole(base: Path) -> bool:
-    """True if the model in fp32 needs less than half of the free memory."""
-    return model_bytes(base) < psutil.virtual_memory().available / 2
+
+def fits_whole(case: MergedCase | AdapterCase) -> bool:
+    """True if the model needs less than half of the free memory."""
+    return _model_bytes(case.base, case.arithmetic) < psutil.virtual_memory().available / 2
 
 
-def model_bytes(base: Path) -> int:
-    """Memory of the model in fp32."""
-    return 4 * sum(record.elements for record in read_checkpoint(base).tensors.values())
+def _model_bytes(base: Path, arithmetic: torch.dtype) -> int:
+    return arithmetic.itemsize * sum(record.elements for record in read_checkpoint(base).tensors.values())
 
 
 def merged_versions(case: MergedCase, *, whole: bool) -> Iterator[tuple[Version, Runner]]:
@@ -86,21 +100,23 @@ def adapter_versions(case: AdapterCase, *, whole: bool) -> Iterator[tuple[Versio
 
 
 def _merged_whole(case: MergedCase) -> Iterator[tuple[Version, Runner]]:
-    device = _device(model_bytes(case.base))
-    model = load_model(case.base, device, torch.float32)
+    device = _device(_model_bytes(case.base, case.arithmetic))
+    model = load_model(case.base, device, case.arithmetic)
     load_adapter(case.adapter, model)
+    for layer in lora_layers(model).values():
+        layer.to(case.arithmetic)
     yield "adapter", WholeRunner(model)
     if case.is_rounded:
         _round_merged(model, case)
         yield "rounded", WholeRunner(model)
     del model
     _free()
-    yield "export", WholeRunner(load_model(case.export, device, torch.float32))
+    yield "export", WholeRunner(load_model(case.export, device, case.arithmetic))
     _free()
 
 
 def _adapter_whole(case: AdapterCase) -> Iterator[tuple[Version, Runner]]:
-    model = load_model(case.base, _device(model_bytes(case.base)), torch.float32)
+    model = load_model(case.base, _device(_model_bytes(case.base, case.arithmetic)), case.arithmetic)
     load_adapter(case.adapter, model)
     yield "adapter", WholeRunner(model)
     if case.is_rounded:
@@ -116,11 +132,11 @@ def _adapter_whole(case: AdapterCase) -> Iterator[tuple[Version, Runner]]:
 def _merged_layered(case: MergedCase) -> Iterator[tuple[Version, Runner]]:
     with TensorReader() as reader:
         model = skeleton(case.base)
-        yield "adapter", LayeredRunner(model, _stored(case.base, model, reader), case.pairs)
+        yield "adapter", LayeredRunner(model, _stored(case, case.base, model, reader), case.pairs)
         if case.is_rounded:
             yield "rounded", LayeredRunner(skeleton(case.export), _planned(case, reader), {})
         model = skeleton(case.export)
-        yield "export", LayeredRunner(model, _stored(case.export, model, reader), {})
+        yield "export", LayeredRunner(model, _stored(case, case.export, model, reader), {})
 
 
 def _adapter_layered(case: AdapterCase) -> Iterator[tuple[Version, Runner]]:
@@ -130,7 +146,7 @@ def _adapter_layered(case: AdapterCase) -> Iterator[tuple[Version, Runner]]:
             versions.insert(1, ("rounded", _rounded_pairs(case)))
         for name, pairs in versions:
             model = skeleton(case.base)
-            yield name, LayeredRunner(model, _stored(case.base, model, reader), pairs)
+            yield name, LayeredRunner(model, _stored(case, case.base, model, reader), pairs)
 
 
 def _device(needed_bytes: int) -> torch.device:
@@ -179,7 +195,7 @@ def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype).to(tensor.dtype)
 
 
-def _stored(folder: Path, model: PreTrainedModel, reader: TensorReader) -> WeightSource:
+def _stored(case: MergedCase | AdapterCase, folder: Path, model: PreTrainedModel, reader: TensorReader) -> WeightSource:
     """Parameters as they lie in the files of `folder`."""
     tensors = read_checkpoint(folder).tensors
     keys = match_keys(model, tensors)
@@ -189,7 +205,7 @@ def _stored(folder: Path, model: PreTrainedModel, reader: TensorReader) -> Weigh
         found = next((name for name in [parameter, *sorted(keys.tied_group(parameter))] if name in records), None)
         if found is None:
             raise _not_plain(parameter)
-        return reader.whole(records[found]).float()
+        return reader.whole(records[found]).to(case.arithmetic)
 
     return read
 
