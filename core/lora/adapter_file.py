@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -23,6 +23,7 @@ from core.config import LoraConfig
 from core.errors import AdapterError
 from core.lora.inject import lora_layers, module_table, wrap
 from core.lora.layers import LoraLayer
+from core.lora.tensor_file import write_tensors
 from core.targets import ADAPTABLE, matches_suffix
 
 CONFIG_NAME = "adapter_config.json"
@@ -98,8 +99,7 @@ def _target_names(model: nn.Module, layers: dict[str, LoraLayer]) -> list[str]:
 
 def write_adapter(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], origin: dict[str, Any]) -> None:
     """Write the three files into `folder`, which exists; the caller makes the folder whole (files.atomic_folder)."""
-    with files.atomic_path(folder / WEIGHTS_NAME) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS_NAME, tensors, {"format": "pt"})
     files.write_text(folder / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True) + "\n")
     files.write_text(folder / ORIGIN_NAME, json.dumps(origin, indent=2) + "\n")
 

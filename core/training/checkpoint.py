@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from core import files
 from core.errors import CoreError
 from core.lora.adapter_file import adapter_tensors, peft_config, read_adapter, write_adapter
 from core.lora.inject import lora_layers
+from core.lora.tensor_file import write_tensors
 from core.runs.folder import RunFolder
 from core.training.setup import Setup
 
@@ -54,8 +55,7 @@ def save_checkpoint(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimiz
             base = str(setup.model_path)
             write_adapter(temporary, adapter_tensors(setup.model),
                           peft_config(setup.model, setup.config.adapter, base), setup.origin)
-            with files.atomic_path(temporary / _OPTIMIZER_NAME) as file:
-                save_file(_optimizer_tensors(setup, optimizer) | _random_states(), file)
+            write_tensors(temporary / _OPTIMIZER_NAME, _optimizer_tensors(setup, optimizer) | _random_states())
             files.write_text(temporary / _STATE_NAME, json.dumps(asdict(position)))
             _write_manifest(temporary)
     except OSError as error:

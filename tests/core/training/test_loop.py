@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from core.config import RunConfig, parse_config
 from core.control import Control
 from core.errors import CoreError
 from core.events import CheckpointSaved, Evaluated, Event, Failed, Finished, Planned, Result, Started, StepDone, Warned
 from core.jobs import Resume, Train
+from core.lora import tensor_file
 from core.lora.adapter_file import read_adapter
 from core.lora.inject import lora_layers
 from core.runs.folder import RunFolder
@@ -200,16 +202,16 @@ def test_a_damaged_checkpoint_is_passed_over_and_kept(tiny_model: Path, data: Pa
 
 def test_a_full_disk_keeps_the_older_checkpoint_and_says_how_much_is_needed(
         tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from core.training import checkpoint
+    real = tensor_file.save_file
 
-    real = checkpoint.save_file
-
-    def full_at_step_6(tensors: dict, path: Path) -> None:
+    def full_at_step_6(tensors: dict, path: Path, metadata: dict | None = None) -> None:
+        # as the library words it, see test_a_full_disk_is_an_error_of_the_system
         if "step-000006" in str(path):
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(tensors, path)
+            raise SafetensorError("Error while serializing: I/O error: No space left on device "
+                                  f"(os error {errno.ENOSPC})")
+        real(tensors, path, metadata)
 
-    monkeypatch.setattr(checkpoint, "save_file", full_at_step_6)
+    monkeypatch.setattr(tensor_file, "save_file", full_at_step_6)
     config = _config(tiny_model, data, checkpoint_every=3)
     with pytest.raises(CoreError, match=r"The disk is full: the checkpoint of step 6 needs about [\d,]+ bytes"):
         list(train(Train(config, tmp_path / "run"), Control()))
@@ -217,7 +219,7 @@ def test_a_full_disk_keeps_the_older_checkpoint_and_says_how_much_is_needed(
     assert [folder.name for folder in run.checkpoint_folders()] == ["step-000003"]
     assert not list(run.checkpoints.glob(".*"))
     assert isinstance(list(run.read_events())[-1], Failed)
-    monkeypatch.setattr(checkpoint, "save_file", real)
+    monkeypatch.setattr(tensor_file, "save_file", real)
     assert list(resume(Resume(run.path), Control()))[-1].values["outcome"] == "finished"
 
 
