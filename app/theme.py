@@ -166,7 +166,7 @@ def load_icons() -> None:
     import qtawesome  # noqa: PLC0415 -- half a second that the first window must not pay
 
     qtawesome.icon("ph.circle")
-    for widget in QApplication.allWidgets():
+    for widget in QApplication.topLevelWidgets():  # repaints what lies in them, too
         widget.update()
 
 

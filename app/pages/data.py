@@ -20,7 +20,7 @@ from core.estimate import advice
 from core.events import DataScanned
 
 FILES = "data.train"
-FILE_FILTER = "Data (*.jsonl *.json *.csv *.tsv *.parquet *.txt *.md);;All files (*)"
+FILE_FILTER = "Data (*.jsonl *.json *.csv *.tsv *.txt *.md);;All files (*)"
 _FILE_WIDTH = 260
 _PROBLEMS_SHOWN = 20
 
@@ -44,7 +44,7 @@ class DataPage(QWidget):
         self.pills.setSpacing(theme.GRID)
         self.browser = RowBrowser(draft, operations)
         self.empty = EmptyState(
-            "Drop a file of conversations, instructions or plain text here: JSON lines, JSON, CSV, Parquet or text.",
+            "Drop a file of conversations, instructions or plain text here: JSON lines, JSON, CSV or text.",
             "Choose files…", icon="files")
         self.empty.pressed.connect(self.add_files)
         self._card = Card()
