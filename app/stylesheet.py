@@ -1,15 +1,13 @@
 """The one stylesheet, laid over Fusion and the palette. Roles are set by `app.theme.set_role`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from app.theme import Colors
+from app.colors import Colors
 
 _ICONS = Path(__file__).resolve().parent.parent / "resources" / "icons"
 
 
-def stylesheet(c: "Colors") -> str:
+def stylesheet(c: Colors) -> str:
     """The stylesheet for one scheme's colours."""
     scheme = "dark" if c.dark else "light"
     check, dash = ((_ICONS / f"{name}-{scheme}.svg").as_posix() for name in ("check", "dash"))

@@ -13,6 +13,7 @@ from PySide6.QtWidgets import QApplication, QFileDialog, QVBoxLayout, QWidget
 from pytestqt.qtbot import QtBot
 
 from app import theme
+from app.colors import DARK, LIGHT
 from app.plot_group import PlotGroup
 from app.plot_panel import PlotTools, save_picture, save_table, smoothing_of
 from app.plots import Curve, StepPlot, curve_color, round_below, value_range
@@ -146,13 +147,13 @@ def test_colours_follow_the_scheme(qtbot: QtBot) -> None:
     before = app.palette()
     _, plot, _ = shown(qtbot, series_of(np.ones(3)))
     try:
-        app.setPalette(theme.palette(theme.DARK))
+        app.setPalette(theme.palette(DARK))
         qtbot.wait(10)
         dark = curve_color(0)
-        assert plot.backgroundBrush().color().name().upper() == theme.DARK.surface
-        app.setPalette(theme.palette(theme.LIGHT))
+        assert plot.backgroundBrush().color().name().upper() == DARK.surface
+        app.setPalette(theme.palette(LIGHT))
         qtbot.wait(10)
-        assert plot.backgroundBrush().color().name().upper() == theme.LIGHT.surface
+        assert plot.backgroundBrush().color().name().upper() == LIGHT.surface
         assert curve_color(0) != dark
     finally:
         app.setPalette(QPalette(before))
