@@ -94,8 +94,6 @@ def find_source(job: Export) -> Source:
         CoreError: something is missing or damaged, or the base is not the one of the training.
     """
     run = RunFolder(job.run_dir.expanduser().absolute())
-    if not run.config_path.exists():
-        raise CoreError(f"{run.path} is not a run folder: it has no run.toml.", "Choose a run on the Runs page.")
     config = run.config()
     adapter = read_adapter(_adapter_folder(run, job.checkpoint))
     base = resolve(config.model.path)

@@ -105,8 +105,8 @@ def _blocks(tensor: PlannedTensor) -> list[tuple[int, int]]:
     return list(row_blocks(rows, tensor.source.elements // rows if rows else 0))
 
 
-def expected_rows(tensor: PlannedTensor, weight: Tensor, start: int, stop: int) -> Tensor:
-    """What the file must hold for rows `start` to `stop`, given the base's rows.
+def expected_rows(tensor: PlannedTensor, weight: Tensor, start: int, stop: int, delta: Tensor | None = None) -> Tensor:
+    """What the file must hold for rows `start` to `stop`, given the base's rows (and their `delta_rows`, if known).
 
     Raises:
         ModelError: a number does not fit the written type or is not finite.
@@ -121,7 +121,7 @@ def expected_rows(tensor: PlannedTensor, weight: Tensor, start: int, stop: int) 
         return written
     if weight.dtype != torch.float64:
         weight = weight.float()
-    merged = weight + delta_rows(tensor.pair, start, stop, tensor.transposed)
+    merged = weight + (delta_rows(tensor.pair, start, stop, tensor.transposed) if delta is None else delta)
     if not torch.isfinite(merged).all():
         raise ModelError(f"Merging gives numbers that are not finite in {tensor.spec.name}.",
                          "The adapter or the base model is damaged; try an earlier checkpoint.")
@@ -158,17 +158,21 @@ def verify_merged(plan: MergePlan, written: Checkpoint, control: Control) -> Gen
                 control.check()
                 base = base_reader.rows(tensor.source, start, stop)
                 found = reader.rows(record, start, stop)
-                same = same and _same_bits(found, expected_rows(tensor, base, start, stop))
-                if tensor.pair is not None:
-                    delta = delta_rows(tensor.pair, start, stop, tensor.transposed)
-                    error_square += float((found.float() - base.float() - delta).double().square().sum())
-                    delta_square += float(delta.double().square().sum())
+                delta = delta_rows(tensor.pair, start, stop, tensor.transposed) if tensor.pair else None
+                same = same and _same_bits(found, expected_rows(tensor, base, start, stop, delta))
+                if delta is not None:
+                    error_square += _square_norm(found.float() - base.float() - delta)
+                    delta_square += _square_norm(delta)
             if not same:
                 report.damaged.append(tensor.spec.name)
             if tensor.pair is not None:
                 report.add(tensor.spec.name, error_square, delta_square)
     yield Progress("Checking the written weights", len(tensors), len(tensors), "tensors")
     return report
+
+
+def _square_norm(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
 
 
 def _same_bits(left: Tensor, right: Tensor) -> bool:

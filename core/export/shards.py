@@ -25,7 +25,8 @@ from core.models.safety import read_weight_map, weight_files
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-BLOCK_BYTES = 32 * 2**20  # read, changed and written at once
+BLOCK_BYTES = 32 * 2**20  # copied at once
+CHANGED_BYTES = 8 * 2**20  # changed at once, counted in fp64, of which a few lie beside each other
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
@@ -221,7 +222,7 @@ def in_file_order(tensors: Sequence[TensorSpec]) -> list[int]:
 
 
 def row_blocks(rows: int, row_elements: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of blocks of rows of at most BLOCK_BYTES in fp64."""
-    step = max(1, BLOCK_BYTES // max(1, 8 * row_elements))
+    """(start, stop) of blocks of rows of at most CHANGED_BYTES."""
+    step = max(1, CHANGED_BYTES // max(1, 8 * row_elements))
     for start in range(0, rows, step):
         yield start, min(start + step, rows)

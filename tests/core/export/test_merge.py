@@ -173,7 +173,7 @@ MEASURE = textwrap.dedent("""
     from core.export.shards import read_checkpoint
     from core.lora.adapter_file import LoraPair
 
-    base, out, rows = Path(sys.argv[1]), Path(sys.argv[2]), 4096
+    base, out, rows = Path(sys.argv[1]), Path(sys.argv[2]), 3072
     places = {}
     for number in range(4):
         name, shape = f"layers.{number}.weight", [rows, rows]
@@ -213,8 +213,8 @@ def test_memory_is_that_of_a_few_blocks(tmp_path: Path) -> None:
                           cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     grown, written = map(int, done.stdout.split())
-    assert written == 4 * 2 * 4096**2
-    assert grown < 200 * 2**20, f"{grown:,} bytes for a base of {4 * 4 * 4096**2:,}"
+    assert written == 4 * 2 * 3072**2
+    assert grown < 120 * 2**20, f"{grown:,} bytes for a base of {4 * 4 * 3072**2:,}"
 
 
 def test_a_stop_ends_a_merge_at_once(made: Made, tmp_path: Path) -> None:
