@@ -27,17 +27,22 @@ def select_targets(modules: Sequence[ModuleInfo], adapter: LoraConfig) -> list[M
     able = [module for module in modules if module.type in ADAPTABLE]
     chosen = [module for module in _by_name(able, adapter.target_modules) if _in_range(module, adapter)]
     if not chosen:
-        kinds = ", ".join(sorted({module.kind for module in able}))
-        raise AdapterError("The target layers match no module of this model.", f"It has: {kinds}.")
+        raise AdapterError("The target layers match no module of this model.", _hint(able, adapter.target_modules))
     return chosen
+
+
+def _hint(able: list[ModuleInfo], target: str | tuple[str, ...]) -> str:
+    kinds = sorted({module.kind for module in able})
+    if isinstance(target, str) and target in kinds:
+        return f'A single text is a preset or a regular expression of whole names; write ["{target}"] for this kind.'
+    return f"It has: {', '.join(kinds)}."
 
 
 def _by_name(able: list[ModuleInfo], target: str | tuple[str, ...]) -> list[ModuleInfo]:
     if isinstance(target, tuple):
         for name in target:
             if not any(matches_suffix(module.name, name) for module in able):
-                raise AdapterError(f"The target layer {name!r} matches no module of this model.",
-                                   "Choose from the tree of target layers.")
+                raise AdapterError(f"The target layer {name!r} matches no module of this model.", _hint(able, target))
         return [module for module in able if any(matches_suffix(module.name, name) for name in target)]
     if target == "all-linear":
         return [module for module in able if not module.is_output_head]

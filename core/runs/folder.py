@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +11,7 @@ from typing import Literal
 
 from core import events, files
 from core.config import RunConfig, dump_config, load_config
-from core.errors import CoreError
+from core.errors import ConfigError, CoreError
 from core.paths import runs_root
 
 RunState = Literal["new", "running", "finished", "stopped", "failed", "interrupted"]
@@ -61,10 +62,13 @@ class RunFolder:
     def checkpoint_folders(self) -> list[Path]:
         """Checkpoint folders, oldest first; whether they are whole is for the reader to verify."""
         found = [path for path in self.checkpoints.glob("step-*") if path.is_dir()]
-        return sorted(found, key=lambda path: path.name)
+        return sorted(found, key=lambda path: (len(path.name), path.name))  # beyond a million steps as well
 
     def config(self) -> RunConfig:
         """Read run.toml. Raises ConfigError where it is missing or damaged."""
+        if not self.config_path.exists():
+            raise ConfigError(f"{self.path} is not a run folder: it has no run.toml.",
+                              "Name the folder that `train` told of.")
         return load_config(self.config_path)
 
     def write_config(self, config: RunConfig) -> None:
@@ -93,6 +97,20 @@ class RunFolder:
         """Drop from the log what came after `step`, so that a resumed run leaves no step twice."""
         kept = [event for event in self.read_events() if _is_before(event, step)]
         files.write_text(self.events_path, "".join(events.to_json(event) + "\n" for event in kept))
+
+    def has_begun(self) -> bool:
+        """True once a step was done: from then on there is something to lose."""
+        return bool(self.checkpoint_folders()) or any(isinstance(event, events.StepDone)
+                                                      for event in self.read_events())
+
+    def remove_remains(self) -> None:
+        """Remove what a killed process left half written. Call it while the run is held (`locked`)."""
+        for folder in (self.path, self.checkpoints):
+            for remains in folder.glob(f".*{files.TEMPORARY_SUFFIX}"):
+                if remains.is_dir():
+                    shutil.rmtree(remains)
+                else:
+                    remains.unlink()
 
     def state(self) -> RunState:
         """What became of the run, from its lock and the end of its log."""

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core import files
-from core.errors import CoreError
-from core.lora.adapter_file import adapter_tensors, peft_config, read_adapter, write_adapter
+from core.errors import AdapterError, CoreError, ModelError
+from core.lora.adapter_file import AdapterFile, adapter_tensors, peft_config, read_adapter, write_adapter
 from core.lora.inject import lora_layers
 from core.lora.tensor_file import write_tensors
 from core.runs.folder import RunFolder
@@ -131,8 +131,15 @@ def newest_valid(run: RunFolder) -> tuple[Path | None, list[str]]:
 
 
 def restore_checkpoint(folder: Path, setup: Setup, optimizer: torch.optim.Optimizer) -> Position:
-    """Put adapter, optimizer and random generators back as they were; returns where the run was."""
-    pairs = read_adapter(folder).pairs
+    """Put adapter, optimizer and random generators back as they were; returns where the run was.
+
+    Raises:
+        ModelError: the base model's files are not those of the checkpoint.
+        AdapterError: the run file has other adapter settings than the checkpoint.
+    """
+    adapter = read_adapter(folder)
+    _require_same_run(adapter, setup)
+    pairs = adapter.pairs
     with torch.no_grad():
         for name, layer in lora_layers(setup.model).items():
             layer.lora_a.copy_(pairs[name].lora_a)
@@ -150,6 +157,17 @@ def restore_checkpoint(folder: Path, setup: Setup, optimizer: torch.optim.Optimi
     if torch.backends.mps.is_available() and "random.mps" in tensors:
         torch.mps.set_rng_state(tensors["random.mps"])
     return Position(**json.loads((folder / _STATE_NAME).read_text(encoding="utf-8")))
+
+
+def _require_same_run(adapter: AdapterFile, setup: Setup) -> None:
+    if adapter.origin.get("base_fingerprint") != setup.origin["base_fingerprint"]:
+        raise ModelError(f"The base model in {setup.model_path} is not the one that this run began with.",
+                         "Its files have changed since; bring back the old ones, or start a new run.")
+    saved = {name: (pair.lora_a.shape, pair.lora_b.shape) for name, pair in adapter.pairs.items()}
+    wanted = {name: (layer.lora_a.shape, layer.lora_b.shape) for name, layer in lora_layers(setup.model).items()}
+    if saved != wanted:
+        raise AdapterError(f"The checkpoint {adapter.path.name} was made with another rank or other target layers than "
+                           "the run file says now.", "Bring back the old settings, or start a new run.")
 
 
 def prune_checkpoints(run: RunFolder, keep: int, best_step: int) -> None:

@@ -53,20 +53,22 @@ def train(job: Train, control: Control) -> Iterator[Event]:
     for file in job.config.data.train:
         if not Path(file).is_file():
             raise CoreError(f"The training file {file} does not exist.", "Choose it again.")
-    run = RunFolder(job.run_dir or new_run_path())
-    if run.events_path.exists():
-        raise CoreError(f"The folder {run.path} holds a run already.", "Resume it, or choose another folder.")
+    run = RunFolder((job.run_dir or new_run_path()).expanduser().absolute())
     require_writable(run.path)
     with run.locked():
+        if run.has_begun():
+            raise CoreError(f"The folder {run.path} holds a run already.", "Resume it, or choose another folder.")
+        run.events_path.unlink(missing_ok=True)  # of a try that failed before its first step
         run.write_config(job.config)
         yield from run.record(_run(run, job.config, control, None))
 
 
 def resume(job: Resume, control: Control) -> Iterator[Event]:
     """Go on from the newest whole checkpoint, or from the beginning where none was written yet."""
-    run = RunFolder(job.run_dir)
+    run = RunFolder(job.run_dir.expanduser().absolute())
     config = run.config()
     with run.locked():
+        run.remove_remains()
         if any(isinstance(event, Finished) and event.outcome == "finished" for event in run.read_events()):
             raise CoreError(f"The run {run.path.name} is finished already.", "Repeat it with more epochs instead.")
         checkpoint, problems = newest_valid(run)

@@ -76,6 +76,7 @@ def segmented_attention(model: PreTrainedModel) -> Iterator[None]:
     AttentionInterface.register(NAME, packed_segments)
     AttentionMaskInterface.register(NAME, _no_mask)
     before = model.config._attn_implementation
+    assert before is not None  # load_model chooses one
     model.set_attn_implementation(NAME)
     try:
         yield

@@ -87,8 +87,9 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
 def _check_vocabulary(model: PreTrainedModel, rows: Sequence[EncodedRow]) -> None:
     """An id above the embedding would fail deep inside the first step, on a GPU even without a reason."""
     largest = max(int(row.input_ids.max()) for row in rows)
-    known = model.get_input_embeddings().weight.shape[0]
-    assert isinstance(known, int)
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    known = weight.shape[0]
     if largest >= known:
         raise ModelError(f"The tokenizer of this model makes token {largest}, but its embedding has only {known} rows.",
                          "The tokenizer files belong to another model.")

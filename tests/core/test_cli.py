@@ -360,7 +360,7 @@ def test_the_demo_tells_before_and_after(tiny_model: Path, tmp_path: Path, capsy
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (["train", "none.toml"], "does not exist"),
-    (["resume", "none"], "does not exist"),
+    (["resume", "none"], "not a run folder"),
     (["inspect", "no-such-model"], "no-such-model"),
     (["chat", "no-such-model", "--prompt", "x"], "no-such-model"),
     (["export", "none", "--to", "merged", "--out", "out"], "none"),

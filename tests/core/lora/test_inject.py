@@ -67,6 +67,12 @@ def test_module_table_is_the_same_with_and_without_the_adapter(tiny_model: Path)
     assert module_table(model) == before
 
 
+def test_one_kind_given_as_a_text_is_explained(tiny_model: Path) -> None:
+    with pytest.raises(AdapterError, match="match no module") as caught:
+        inject(_load(tiny_model), LoraConfig(target_modules="q_proj"), seed=0)
+    assert '["q_proj"]' in caught.value.hint
+
+
 @pytest.mark.parametrize(("adapter", "words"), [
     (LoraConfig(target_modules=("wrong_proj",)), "'wrong_proj' matches no module"),
     (LoraConfig(target_modules="nothing.*"), "match no module"),

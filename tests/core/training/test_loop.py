@@ -244,12 +244,48 @@ def test_steps_without_a_finite_loss_are_left_out_and_then_end_the_run(
 
 def test_a_second_program_on_the_same_run_is_refused(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     stream = train(Train(_config(tiny_model, data), tmp_path / "run"), Control())
-    next(stream)
-    with pytest.raises(CoreError, match="by another program"):
-        list(resume(Resume(tmp_path / "run"), Control()))
+    next(event for event in stream if isinstance(event, StepDone))
+    for other in (resume(Resume(tmp_path / "run"), Control()),
+                  train(Train(_config(tiny_model, data), tmp_path / "run"), Control())):
+        with pytest.raises(CoreError, match="by another program"):
+            list(other)
     stream.close()
     with pytest.raises(CoreError, match="holds a run already"):
         list(train(Train(_config(tiny_model, data), tmp_path / "run"), Control()))
+
+
+def test_a_run_that_failed_before_its_first_step_may_be_tried_again(
+        tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    wrong = _config(tiny_model, data, {"target_modules": ["q_prj"]}, max_steps=2)
+    with pytest.raises(CoreError, match="'q_prj' matches no module"):
+        list(train(Train(wrong, tmp_path / "run"), Control()))
+    assert RunFolder(tmp_path / "run").state() == "failed"
+    events = list(train(Train(_config(tiny_model, data, max_steps=2), tmp_path / "run"), Control()))
+    assert list(RunFolder(tmp_path / "run").read_events()) == events
+
+
+def test_a_run_goes_on_only_as_it_began(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    control = Control()
+    for event in train(Train(_config(model, data), tmp_path / "run"), control):
+        if isinstance(event, StepDone):
+            control.stop()
+    run = RunFolder(tmp_path / "run")
+    (run.checkpoints / ".step-000002.new.tmp").mkdir()  # as a kill in the middle of a checkpoint leaves it
+    good = run.config()
+    run.write_config(good.model_copy(update={"adapter": good.adapter.model_copy(update={"rank": 2})}))
+    with pytest.raises(CoreError, match="another rank or other target layers"):
+        list(resume(Resume(run.path), Control()))
+    run.write_config(good)
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    with pytest.raises(CoreError, match="is not the one that this run began with"):
+        list(resume(Resume(run.path), Control()))
+    shutil.copy(tiny_model / "model.safetensors", model)
+    assert list(resume(Resume(run.path), Control()))[-1].values["outcome"] == "finished"
+    assert not list(run.checkpoints.glob(".*"))
 
 
 def test_problems_are_told_before_a_folder_is_made(tiny_model: Path, data: Path, tmp_path: Path) -> None:
