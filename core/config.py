@@ -159,7 +159,7 @@ class TrainingConfig(Section):
         group="Learning", more=True, ge=1, le=1000)
     device: str = option(
         "auto", "Device", "Where to compute: auto, cpu, mps, or cuda:0 and so on.",
-        group="Machine", more=True, pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+        group="Machine", more=True)
     dtype: Dtype = option(
         "auto", "Number type", "Type of the frozen base: auto tries which one this machine computes faster.",
         group="Machine", more=True)
@@ -167,6 +167,13 @@ class TrainingConfig(Section):
         "auto", "Packing",
         "Rows are laid end to end instead of padded, kept apart exactly; auto checks that the model can.",
         group="Machine", more=True)
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_named(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+            raise ValueError("it must be auto, cpu, mps, or cuda:0 and so on")
+        return value
 
 
 class RunConfig(Section):
@@ -227,7 +234,8 @@ def _plain_words(item: Any) -> str:
         "less_than_equal": "it must be at most {le}", "int_parsing": "it must be a whole number",
         "int_type": "it must be a whole number", "int_from_float": "it must be a whole number",
         "float_parsing": "it must be a number", "float_type": "it must be a number",
-        "string_type": "it must be a text", "literal_error": "it must be one of {expected}",
+        "finite_number": "it must be a finite number", "string_type": "it must be a text",
+        "literal_error": "it must be one of {expected}",
     }.get(item["type"])
     if words is None:
         return item["msg"].removeprefix("Value error, ")

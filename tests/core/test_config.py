@@ -141,3 +141,12 @@ def test_every_field_says_what_it_is() -> None:
 def _differences(a: RunConfig, b: RunConfig) -> list[str]:
     from core.runs.history import config_difference
     return [path for path, _, _ in config_difference(a, b)]
+
+
+@pytest.mark.parametrize(("override", "words"), [
+    ("training.device=gpu", "it must be auto, cpu, mps, or cuda:0 and so on"),
+    ("adapter.alpha=nan", "it must be a finite number"),
+])
+def test_wrong_values_are_told_without_patterns(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        with_overrides(RunConfig(), [override])
