@@ -15,8 +15,11 @@ from core.targets import select_targets
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 OPTIMIZER_BYTES = 16  # fp32 value, gradient and Adam's two moments of one trained parameter
-PACK_TOKENS = 1024  # a batch is computed in packs of so many tokens, or one longer row
-CHUNK_LOGITS = 16 * 2**20  # the output layer is computed in pieces of so many numbers
+# What the training does is written here, where the estimate of its memory must agree with it.
+# Packs: large enough for matrix products near their peak, small enough for a short Stop and little
+# memory; one longer row makes a pack of its own.
+PACK_TOKENS = 1024
+CHUNK_LOGITS = 16 * 2**20  # numbers of the output layer that are held at once: 64 MB in fp32
 PROCESS_BYTES = 450_000_000  # Python, torch and the tokenizer
 CUDA_CONTEXT_BYTES = 750_000_000
 FRAGMENTATION = 0.10
@@ -183,9 +186,13 @@ def _layer_range_problems(adapter: LoraConfig, card: ModelCard | None) -> list[P
 
 def _target_problems(config: RunConfig, card: ModelCard) -> list[Problem]:
     try:
-        select_targets(card.modules, config.adapter)
+        targets = select_targets(card.modules, config.adapter)
     except AdapterError as error:
         return [Problem("adapter.target_modules", error.message, error.hint)]
+    smallest = min(min(module.in_features, module.out_features) for module in targets)
+    if config.adapter.rank > smallest:
+        return [Problem("adapter.rank", f"The smallest target layer is only {smallest:,} wide; a higher rank can add "
+                        "nothing there.", f"Choose at most {smallest:,}.")]
     return []
 
 
@@ -224,12 +231,4 @@ def _model_advice(config: RunConfig, card: ModelCard) -> list[Problem]:
     if 0 < card.context_length < config.data.max_length and card.model_type not in ABSOLUTE_POSITIONS:
         found.append(Problem("data.max_length", f"The model was made for at most {card.context_length:,} tokens.",
                              "Longer rows are learned badly."))
-    try:
-        targets = select_targets(card.modules, config.adapter)
-    except AdapterError:
-        return found  # `problems` says so
-    smallest = min(min(module.in_features, module.out_features) for module in targets)
-    if config.adapter.rank > smallest:
-        found.append(Problem("adapter.rank", f"The smallest target layer is only {smallest:,} wide; a higher rank "
-                             "adds nothing there.", f"{smallest:,} is enough."))
     return found

@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from core.data.template import EncodedRow
-
-# Packs of about this many tokens: large enough for matrix products near their peak, small enough
-# for a short Stop and little memory. One row longer than this makes a pack of its own.
-PACK_TOKENS = 1024
+from core.estimate import PACK_TOKENS
 
 
 @dataclass(frozen=True)
@@ -38,12 +36,13 @@ class Batch:
                      self.predicting.to(device), self.labels.to(device), self.boundaries, self.tokens)
 
 
-def epoch_order(rows: int, seed: int, epoch: int) -> list[int]:
+@lru_cache(maxsize=2)  # every step of an epoch asks for it
+def epoch_order(rows: int, seed: int, epoch: int) -> tuple[int, ...]:
     """The order in which an epoch visits the rows; a pure function, so a resumed run needs no state."""
-    return np.random.default_rng([seed, epoch]).permutation(rows).tolist()
+    return tuple(np.random.default_rng([seed, epoch]).permutation(rows).tolist())
 
 
-def step_rows(step: int, rows: int, rows_per_step: int, seed: int) -> list[int]:
+def step_rows(step: int, rows: int, rows_per_step: int, seed: int) -> tuple[int, ...]:
     """Indices of the rows of `step` (from 0). The last step of an epoch may have fewer."""
     steps_per_epoch = -(-rows // rows_per_step)
     epoch, position = divmod(step, steps_per_epoch)

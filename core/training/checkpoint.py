@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core import files
-from core.errors import AdapterError, CoreError, ModelError
+from core.errors import AdapterError, CoreError, DataError, ModelError
 from core.lora.adapter_file import AdapterFile, adapter_tensors, peft_config, read_adapter, write_adapter
 from core.lora.inject import lora_layers
 from core.lora.tensor_file import write_tensors
@@ -135,6 +135,7 @@ def restore_checkpoint(folder: Path, setup: Setup, optimizer: torch.optim.Optimi
 
     Raises:
         ModelError: the base model's files are not those of the checkpoint.
+        DataError: the training rows are others.
         AdapterError: the run file has other adapter settings than the checkpoint.
     """
     adapter = read_adapter(folder)
@@ -163,6 +164,9 @@ def _require_same_run(adapter: AdapterFile, setup: Setup) -> None:
     if adapter.origin.get("base_fingerprint") != setup.origin["base_fingerprint"]:
         raise ModelError(f"The base model in {setup.model_path} is not the one that this run began with.",
                          "Its files have changed since; bring back the old ones, or start a new run.")
+    if adapter.origin.get("data_digest") != setup.origin["data_digest"]:
+        raise DataError("The training rows are not those that this run began with.",
+                        "Bring back the old files and settings of the data, or start a new run.")
     saved = {name: (pair.lora_a.shape, pair.lora_b.shape) for name, pair in adapter.pairs.items()}
     wanted = {name: (layer.lora_a.shape, layer.lora_b.shape) for name, layer in lora_layers(setup.model).items()}
     if saved != wanted:

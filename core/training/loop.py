@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shutil
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -54,13 +55,23 @@ def train(job: Train, control: Control) -> Iterator[Event]:
         if not Path(file).is_file():
             raise CoreError(f"The training file {file} does not exist.", "Choose it again.")
     run = RunFolder((job.run_dir or new_run_path()).expanduser().absolute())
+    made_here = not run.path.exists()
     require_writable(run.path)
+    try:
+        yield from _train_in(run, job.config, control)
+    except CoreError:
+        if made_here and not run.has_begun():  # refused before its first step: nothing of it is worth keeping
+            shutil.rmtree(run.path)
+        raise
+
+
+def _train_in(run: RunFolder, config: RunConfig, control: Control) -> Iterator[Event]:
     with run.locked():
         if run.has_begun():
             raise CoreError(f"The folder {run.path} holds a run already.", "Resume it, or choose another folder.")
         run.events_path.unlink(missing_ok=True)  # of a try that failed before its first step
-        run.write_config(job.config)
-        yield from run.record(_run(run, job.config, control, None))
+        run.write_config(config)
+        yield from run.record(_run(run, config, control, None))
 
 
 def resume(job: Resume, control: Control) -> Iterator[Event]:

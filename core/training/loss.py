@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from core.data.batching import Batch
-
-CHUNK_LOGITS = 16 * 2**20  # numbers held at once: 64 MB in fp32
+from core.estimate import CHUNK_LOGITS
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -1,5 +1,6 @@
 """Everything before the first step: model, adapter, rows, and the way the loss is computed."""
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -79,7 +80,8 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
     training = config.training.model_copy(update={
         "device": str(device), "dtype": _DTYPE_NAMES[dtype], "packing": "on" if packing else "off"})
     origin = {"base_fingerprint": card.fingerprint, "base_name": card.name, "base_path": str(path),
-              "base_origin": card.origin, "base_parameters": total_parameters}
+              "base_origin": card.origin, "base_parameters": total_parameters,
+              "data_digest": _digest([*prepared.train, *prepared.validation])}
     return Setup(config.model_copy(update={"training": training}), model, path, device,
                  prepared.train, prepared.validation, loss, batches, origin)
 
@@ -93,6 +95,16 @@ def _check_vocabulary(model: PreTrainedModel, rows: Sequence[EncodedRow]) -> Non
     if largest >= known:
         raise ModelError(f"The tokenizer of this model makes token {largest}, but its embedding has only {known} rows.",
                          "The tokenizer files belong to another model.")
+
+
+def _digest(rows: Sequence[EncodedRow]) -> str:
+    """SHA-256 over all tokens of the rows in their order: a resumed run must see the same ones."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(len(row.input_ids).to_bytes(8, "little"))
+        digest.update(row.input_ids.tobytes())
+        digest.update(row.supervised.tobytes())
+    return digest.hexdigest()
 
 
 def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str, device: torch.device,

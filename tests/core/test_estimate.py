@@ -83,6 +83,7 @@ def test_a_good_run_has_no_problem() -> None:
     ({"data": {"train": ["/no/such/file.jsonl"]}}, {}, {}, "data.train"),
     ({"adapter": {"target_modules": ["no_proj"]}}, {}, {}, "adapter.target_modules"),
     ({"adapter": {"target_modules": "lm.*"}}, {}, {}, "adapter.target_modules"),
+    ({"adapter": {"rank": 64}}, {}, {}, "adapter.rank"),
     ({"adapter": {"first_layer": 12}}, {}, {}, "adapter.first_layer"),
     ({"adapter": {"first_layer": 5, "last_layer": 4}}, {}, {}, "adapter.first_layer"),
     ({}, {}, {"rows": 0}, "data.train"),
@@ -106,7 +107,6 @@ def test_without_card_and_scan_only_the_rest_is_checked() -> None:
 
 @pytest.mark.parametrize(("sections", "card", "field"), [
     ({"training": {"epochs": 1, "warmup_steps": 50}}, {}, "training.warmup_steps"),
-    ({"adapter": {"rank": 64}}, {}, "adapter.rank"),
     ({}, {"context_length": 256}, "data.max_length"),
 ])
 def test_advice_keeps_nothing_from_starting(sections: dict[str, Any], card: dict[str, Any], field: str) -> None:

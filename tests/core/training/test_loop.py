@@ -259,7 +259,7 @@ def test_a_run_that_failed_before_its_first_step_may_be_tried_again(
     wrong = _config(tiny_model, data, {"target_modules": ["q_prj"]}, max_steps=2)
     with pytest.raises(CoreError, match="'q_prj' matches no module"):
         list(train(Train(wrong, tmp_path / "run"), Control()))
-    assert RunFolder(tmp_path / "run").state() == "failed"
+    assert not (tmp_path / "run").exists()
     events = list(train(Train(_config(tiny_model, data, max_steps=2), tmp_path / "run"), Control()))
     assert list(RunFolder(tmp_path / "run").read_events()) == events
 
@@ -306,3 +306,13 @@ def test_schedule_rises_then_falls_to_zero() -> None:
     assert rates[60] == pytest.approx(0.5)
     assert rates[-1] < 0.001
     assert total_steps(training, 41) == 22
+
+
+def test_other_rows_than_those_a_run_began_with_are_refused(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    control = Control()
+    for event in train(Train(_config(tiny_model, data), tmp_path / "run"), control):
+        if isinstance(event, StepDone) and event.step == 3:
+            control.stop()
+    data.write_text(data.read_text().replace("pizzas", "lemons"))
+    with pytest.raises(CoreError, match="training rows are not those"):
+        list(resume(Resume(tmp_path / "run"), Control()))
