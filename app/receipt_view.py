@@ -58,7 +58,10 @@ class ReceiptView(QWidget):
     def show_receipt(self, receipt: Receipt) -> None:
         """Fill everything in; the tick is green only if the receipt has passed."""
         what = "The merged model" if receipt.kind == "merged" else "The adapter"
-        if receipt.passed:
+        if receipt.change_is_rounded_away:
+            self.sign.set_icon("warning", "warning")
+            self.verdict.setText(f"As written, but {receipt.dtype} lost much of what was learned")
+        elif receipt.passed:
             self.sign.set_icon("check-circle", "good")
             self.verdict.setText(f"Passed: {what.lower()} equals what you tried")
         else:
@@ -71,7 +74,8 @@ class ReceiptView(QWidget):
             if compared else "not measured",
             agreement=percent(receipt.first_choice_agreement) if compared else "not measured",
             delta=_share(receipt.realised_delta_error))
-        self.explanation.setText(receipt.explanation)
+        advice = " Export as fp32 to keep the whole change." if receipt.change_is_rounded_away else ""
+        self.explanation.setText(receipt.explanation + advice)
         self._show_rows(receipt.rows)
 
     def _show_rows(self, rows: tuple[ReceiptRow, ...]) -> None:

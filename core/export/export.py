@@ -15,7 +15,7 @@ from core import files
 from core.config import RunConfig
 from core.control import Control
 from core.errors import AdapterError, CoreError, ModelError
-from core.events import Event, Progress, Receipt, ReceiptReady, Result, to_plain
+from core.events import Event, Progress, Receipt, ReceiptReady, Result, Warned, to_plain
 from core.export.card import CardFacts, model_card
 from core.export.companions import companion_bytes, copy_companions, write_model_config
 from core.export.keys import ModelKeys, match_keys, skeleton
@@ -77,6 +77,9 @@ def export(job: Export, control: Control) -> Iterator[Event]:
             _write_papers(folder, job, source, receipt)
             written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if receipt is not None:
+        if receipt.change_is_rounded_away:
+            yield Warned(f"Rounding to {receipt.dtype} lost much of what was learned: the change that arrived is off by "
+                         f"{receipt.realised_delta_error:.0%}.", "Export as fp32 to keep it.")
         yield ReceiptReady(receipt)
     yield Result({
         "path": out, "to": job.to, "passed": receipt.passed if receipt else None,

@@ -115,6 +115,15 @@ def test_a_failed_receipt_is_never_green(qtbot: QtBot, run: Path) -> None:
     assert view.figures.text("difference") == "0.25 of 0.0001 allowed"
 
 
+def test_a_change_that_was_rounded_away_is_never_green(qtbot: QtBot, run: Path) -> None:
+    wizard = open_wizard(qtbot, run, Engine())
+    view = wizard.receipt_page.view
+    view.show_receipt(dataclasses.replace(receipt(run), realised_delta_error=0.8))
+    assert view.sign._name == "warning"
+    assert "bf16 lost much of what was learned" in view.verdict.text()
+    assert "Export as fp32" in view.explanation.text()
+
+
 def test_a_receipt_that_could_not_be_measured(qtbot: QtBot, run: Path) -> None:
     wizard = open_wizard(qtbot, run, Engine())
     unproven = dataclasses.replace(receipt(run, False), largest_difference=math.inf, rows=(),
