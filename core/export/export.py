@@ -78,8 +78,8 @@ def export(job: Export, control: Control) -> Iterator[Event]:
             written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if receipt is not None:
         if receipt.change_is_rounded_away:
-            yield Warned(f"Rounding to {receipt.dtype} lost much of what was learned: the change that arrived is off by "
-                         f"{receipt.realised_delta_error:.0%}.", "Export as fp32 to keep it.")
+            yield Warned(f"Rounding to {receipt.dtype} lost much of what was learned: the change that arrived is off "
+                         f"by {receipt.realised_delta_error:.0%}.", "Export as fp32 to keep it.")
         yield ReceiptReady(receipt)
     yield Result({
         "path": out, "to": job.to, "passed": receipt.passed if receipt else None,
