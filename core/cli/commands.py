@@ -116,6 +116,7 @@ def estimate(options: argparse.Namespace, control: Control) -> Iterator[Event]:
         "targets": len(found.targets),
         "assumptions": list(found.assumptions),
         "problems": [dataclasses.asdict(problem) for problem in estimates.problems(config, card)],
+        "advice": [dataclasses.asdict(item) for item in estimates.advice(config, card)],
     })
 
 

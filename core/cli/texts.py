@@ -98,7 +98,8 @@ def estimate(values: Mapping[str, Any]) -> str:
     ]
     problems = [f"Problem at {problem['field']}: {problem['message']} {problem['hint']}".rstrip()
                 for problem in values["problems"]]
-    return "\n".join([table(rows), *values["assumptions"], *problems])
+    advice = [f"Unwise at {item['field']}: {item['message']} {item['hint']}".rstrip() for item in values["advice"]]
+    return "\n".join([table(rows), *values["assumptions"], *problems, *advice])
 
 
 def check_data(values: Mapping[str, Any]) -> str:
