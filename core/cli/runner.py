@@ -15,6 +15,7 @@ from core.cli.screen import JsonScreen, Screen, TextScreen
 from core.control import Control
 from core.errors import CoreError
 from core.events import Failed, Result
+from core.openmp import set_wait_policy
 from core.paths import logs_root
 
 EXIT_ERROR = 1
@@ -44,6 +45,7 @@ def run_command(options: argparse.Namespace) -> int:
 
 def _quiet_libraries() -> None:
     """What libraries tell their programmers is not for the person who runs this."""
+    set_wait_policy(os.environ)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

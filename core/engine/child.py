@@ -16,6 +16,7 @@ import core
 from core import files
 from core.engine.protocol import Address
 from core.errors import EngineError
+from core.openmp import set_wait_policy
 from core.paths import cache_root, logs_root
 
 # the child outlives the window and its terminal; `start_new_session` does that where there is POSIX
@@ -163,6 +164,7 @@ def _environment() -> dict[str, str]:
     if root.name not in ("site-packages", "dist-packages"):
         known = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = f"{root}{os.pathsep}{known}" if known else str(root)
+    set_wait_policy(environment)
     environment["PYTHONIOENCODING"] = "utf-8:backslashreplace"
     return environment
 
