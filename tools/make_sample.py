@@ -22,6 +22,8 @@ from core import files  # noqa: E402
 SYSTEM = "Order to JSON."
 TRAINING_ROWS = 720
 HELD_OUT_ROWS = 160
+TRAINING_CORRECTED = 0.58  # corrections are hard to learn, so they are practised more than they are asked
+HELD_OUT_CORRECTED = 0.4
 
 RUN_FILE = """\
 # The sample run: orders in free text to JSON, a few minutes on two processor cores.
@@ -42,12 +44,12 @@ target_modules = "all-linear"
 
 [training]
 epochs = 1.0
-batch_size = 4
-learning_rate = 1.5e-3
+batch_size = 2
+learning_rate = 7e-4
 schedule = "cosine"
-warmup_steps = 10
-evaluate_every = 60
-checkpoint_every = 60
+warmup_steps = 20
+evaluate_every = 120
+checkpoint_every = 120
 dtype = "fp32"
 """
 
@@ -60,16 +62,16 @@ Made for LoRA Workbench by `tools/make_sample.py` (Apache-2.0, no outside data):
     {message}
     {answer}
 
-**The answer** is JSON without spaces, keys in the order items, name, city, day, gift; what the message does not say
-is left out.
-- `items`: thing in the singular -> how many, in the order of the message. `a dozen` is 12, `a couple of` 2, `x3` 3.
+**The answer** is JSON without spaces, keys in the order items, name, city, day; what the message does not say is left
+out.
+- `items`: how many as a number, and the thing as it is written, in the order of the message. `a dozen` is 12,
+  `a couple of` 2, `cup x3` is `3 cup`.
 - `name`, `city`: as written. `day`: `mon` ... `sun`, or `MM-DD` for a date.
-- `gift`: true where the message says so.
 - A correction counts, what it corrects does not: a new number, day, name or city; a thing that is added, taken out,
   or swapped for another in its place.
 - Slips of the finger are in the words around, in weekdays and in numbers; things, names and cities are spelled right.
 
-**The split.** Frames, corrections, gift remarks and greetings of the held-out rows ({held_out_wordings} wordings) are
+**The split.** Frames, corrections and greetings of the held-out rows ({held_out_wordings} wordings) are
 none of those trained on ({training_wordings}). No held-out name, city, thing, adjective or date occurs in training;
 numbers, weekdays and months are the same vocabulary in both.
 
@@ -83,8 +85,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=REPOSITORY / "resources" / "samples" / "orders")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    training = draw(TRAINING, f"training {arguments.seed}", TRAINING_ROWS)
-    held_out = draw(HELD_OUT, f"held out {arguments.seed}", HELD_OUT_ROWS)
+    training = draw(TRAINING, f"training {arguments.seed}", TRAINING_ROWS, TRAINING_CORRECTED)
+    held_out = draw(HELD_OUT, f"held out {arguments.seed}", HELD_OUT_ROWS, HELD_OUT_CORRECTED)
     out: Path = arguments.out
     files.write_text(out / "train.jsonl", as_lines(training))
     files.write_text(out / "heldout.jsonl", as_lines(held_out))
@@ -95,9 +97,9 @@ def main() -> None:
         held_out_wordings=count_wordings(HELD_OUT)))
 
 
-def draw(words: Words, seed: str, count: int) -> list[Row]:
+def draw(words: Words, seed: str, count: int, corrected: float) -> list[Row]:
     """`count` rows of which no two have the same combination of things, name, city and day."""
-    writer = Writer(words, seed)
+    writer = Writer(words, seed, corrected)
     rows: dict[tuple[object, ...], Row] = {}
     while len(rows) < count:
         row = writer.row()

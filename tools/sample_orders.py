@@ -9,21 +9,24 @@ from dataclasses import dataclass, replace
 from sample_words import Words
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
+          "November", "December")
 LARGER_COUNTS = (13, 14, 15, 18, 20, 24, 30, 36, 40, 50)
+LIST_STYLES = ("{thing} x{count}", "{thing} x {count}", "{thing} ({count})", "{thing}: {count}", "{thing} - {count}")
+COUNT_STYLES = ("{count}x {thing}", "{count} x {thing}")
 Day = str | tuple[int, int]  # a weekday's name, or (month, day of the month)
 
 
 @dataclass(frozen=True)
 class Item:
-    """A thing in the singular and how many of it are wanted."""
+    """A thing as the message writes it, and how many of it are wanted.
+
+    `style` is how the two stand together in a list ("{thing} x{count}"), "" for running text.
+    """
 
     thing: str
     count: int
-
-    @property
-    def called(self) -> str:
-        """The thing in singular or plural, as the number asks for."""
-        return self.thing if self.count == 1 else plural(self.thing)
+    style: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,20 +37,18 @@ class Order:
     name: str = ""
     city: str = ""
     day: Day = ""
-    gift: bool = False
 
     def answer(self) -> str:
         """The strict JSON: fixed order of keys, absent fields left out, no spaces."""
-        values: dict[str, object] = {"items": {item.thing: item.count for item in self.items}}
+        ship = []
         if self.name:
-            values["name"] = self.name
+            ship.append(f"for {self.name}")
         if self.city:
-            values["city"] = self.city
+            ship.append(f"to {self.city}")
         if self.day:
-            values["day"] = day_key(self.day)
-        if self.gift:
-            values["gift"] = True
-        return json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+            ship.append(f"on {day_key(self.day)}")
+        values = {"items": [f"{item.count} {item.thing}" for item in self.items]}
+        return json.dumps(values | ({"ship": ship} if ship else {}), ensure_ascii=False, separators=(",", ":"))
 
     def combination(self) -> tuple[object, ...]:
         """What makes a row unlike any other, whatever the numbers: things, name, city and day."""
@@ -55,7 +56,7 @@ class Order:
 
     def with_count(self, place: int, count: int) -> "Order":
         """The same order with another number of one thing."""
-        return self.with_item(place, Item(self.items[place].thing, count))
+        return self.with_item(place, replace(self.items[place], count=count))
 
     def with_item(self, place: int, *items: Item) -> "Order":
         """The same order with `items` (none takes it out) in the place of one."""
@@ -63,8 +64,8 @@ class Order:
 
 
 def day_key(day: Day) -> str:
-    """fri, or 05-21 for the 21st of May."""
-    return day[:3].lower() if isinstance(day, str) else f"{day[0]:02d}-{day[1]:02d}"
+    """Friday, or 21 May."""
+    return day if isinstance(day, str) else f"{day[1]} {MONTHS[day[0] - 1]}"
 
 
 def plural(thing: str) -> str:
@@ -87,25 +88,28 @@ class Drawer:
         self.random = stream
 
     def order(self) -> Order:
-        """One to three things; name, city, day and gift each there or not."""
+        """One to three things; name, city and day each there or not."""
         chance = self.random.random
+        style = self.random.choice(LIST_STYLES) if chance() < 0.1 else ""
         items: list[Item] = []
         for _ in range(self.random.choices((1, 2, 3), (45, 38, 17))[0]):
-            items.append(self.item(items))
+            items.append(self.item(items, style))
         return Order(
             items=tuple(items),
             name=self.name() if chance() < 0.6 else "",
             city=self.city() if chance() < 0.55 else "",
             day=self.day() if chance() < 0.6 else "",
-            gift=chance() < 0.13,
         )
 
-    def item(self, others: Sequence[Item]) -> Item:
+    def item(self, others: Sequence[Item], style: str = "") -> Item:
         """An item whose last word tells it from the others ("the cups" must mean one thing only)."""
-        thing = self._thing()
-        while any(thing.split()[-1] == other.thing.split()[-1] for other in others):
-            thing = self._thing()
-        return Item(thing, self.count())
+        taken = {other.thing.split()[-1] for other in others}
+        while (thing := self._thing()).split()[-1] in taken or plural(thing).split()[-1] in taken:
+            pass
+        count = self.count()
+        if not style and count > 1 and self.random.random() < 0.05:
+            style = self.random.choice(COUNT_STYLES)
+        return Item(thing if count == 1 or style else plural(thing), count, style)
 
     def _thing(self) -> str:
         pick, words, kind = self.random.choice, self.words, self.random.random()

@@ -1,7 +1,7 @@
 """The words of the sample task, in two halves that share nothing: what is trained on, what is kept for the test.
 
 A frame is one wording of an order. `{items}`, `{name}`, `{city}` and `{day}` are its slots; a part in
-square brackets is there only if the order has that field. Frames, corrections, gift remarks, greetings and
+square brackets is there only if the order has that field. Frames, corrections, greetings and
 all values (names, things, cities, dates) of `HELD_OUT` occur nowhere in `TRAINING`; numbers and weekdays are
 the same in both, as they are the vocabulary that has to be learned.
 """
@@ -16,7 +16,7 @@ class Words:
     frames: tuple[str, ...]
     inline_quantity: tuple[str, ...]  # {new} is a number; follows the thing that it corrects
     inline_value: tuple[str, ...]  # {old} and {new}: a name, city or day
-    tail_quantity: tuple[str, ...]  # {things} plural, {old} and {new} numbers
+    tail_quantity: tuple[str, ...]  # {things} as written, {old} and {new} numbers
     tail_single: tuple[str, ...]  # {new} a number; only for orders of one thing
     tail_remove: tuple[str, ...]  # {things}
     tail_add: tuple[str, ...]  # {phrase} is a number and a thing
@@ -24,7 +24,6 @@ class Words:
     tail_day: tuple[str, ...]  # {old} and {new}
     tail_name: tuple[str, ...]
     tail_city: tuple[str, ...]
-    gift: tuple[str, ...]
     greetings: tuple[str, ...]
     first_names: tuple[str, ...]
     surnames: tuple[str, ...]
@@ -39,7 +38,7 @@ class Words:
     def wordings(self) -> dict[str, tuple[str, ...]]:
         """Everything that words an order or changes one, by kind."""
         kinds = ("frames", "inline_quantity", "inline_value", "tail_quantity", "tail_single", "tail_remove", "tail_add",
-                 "tail_swap", "tail_day", "tail_name", "tail_city", "gift", "greetings")
+                 "tail_swap", "tail_day", "tail_name", "tail_city", "greetings")
         return {kind: getattr(self, kind) for kind in kinds}
 
 
@@ -123,6 +122,36 @@ TRAINING = Words(
         [Coming {day} ]I need {items}[ at my flat in {city}][, bell says {name}].
         Give me {items}[, {name} pays][, ships to {city}][, latest {day}]
         [{name} from {city}[, {day}]: ]{items}
+        Our neighbour asked for {items}[, leave it with {name}][ in {city}][ on {day}].
+        A guest of ours needs {items}[ at the hotel in {city}][ by {day}][, room of {name}].
+        The kids want {items}[ on {day}][, bring it to {city}][, I am {name}].
+        For the chef: {items}[, kitchen in {city}][, by {day}][, sign as {name}]
+        The landlord wants {items}[ on {day}][ at the house in {city}][, his name is {name}].
+        Good news, {name} is moving in[ on {day}] and wants {items}[, street in {city}].
+        Could someone drop {items}[ at my aunt's in {city}][ on {day}][, ask for {name}]?
+        [Hello from {city}, ]we ran out of {items}[, please come by {day}][, {name} signs].
+        Same order for {name}: {items}[, {city}][, {day}].
+        [{day} please: ]{items}[, that goes to {city}][, name on the box {name}].
+        Pack up {items}[ for {name}][, courier to {city}][, pick up {day}].
+        I think we will take {items}[, best day is {day}][, our town is {city}][, ask {name}].
+        Get me {items}[, I'm staying in {city}][ until {day}][. {name} here].
+        [Attn {name}: ]please confirm {items}[ to {city}][ on {day}].
+        Order for the party: {items}[, party is in {city}][, host {name}][, on {day}].
+        [Yes hello, {name} on the phone, ]we want {items}[ brought over to {city}][ by {day}].
+        Write up {items}[ on the account of {name}][, freight to {city}][, due {day}].
+        [The school in {city} ]needs {items}[ before {day}][, teacher {name}].
+        {items} is all I want[, {name} collects it][ in {city}][ on {day}].
+        My mother wants {items}[, she lives in {city}][, her name is {name}][, {day} please].
+        Are there still {items} left?[ If so, post them to {city}][ for {name}][ by {day}].
+        Restock: {items}[ > {city}][ > {day}][ > {name}]
+        [Box 1, {name}: ]{items}[. Box goes to {city}][. Date: {day}]
+        Find me {items}[ and get them to {city}][ by {day}][, bill {name}].
+        I was told you sell {items}[, I'd want them on {day}][ in {city}][, {name}].
+        [{name}'s order ]{items}[ must leave for {city}][ on {day}].
+        Make it {items} this time[, to {name}][ down in {city}][, {day}].
+        [Thanks for the call, {name} speaking. ]We agreed on {items}[ in {city}][ for {day}].
+        Delivery note: {items}[ | {day}][ | {city}][ | {name}]
+        Our club needs {items}[ at the hall in {city}][, {day} evening][, contact is {name}].
     """),
     inline_quantity=_lines("""
         , no, make that {new}
@@ -137,6 +166,16 @@ TRAINING = Words(
         , correction: {new}
         , ah, better {new}
         (scratch that, {new})
+        - no, {new}
+        , rather {new}
+        , pardon, {new}
+        , better say {new}
+        (I meant {new})
+        , not that many, {new}
+        , hm, {new}
+        , well, {new}
+        , or let's say {new}
+        / no, {new}
     """),
     inline_value=_lines("""
         {old}, no, {new}
@@ -151,6 +190,16 @@ TRAINING = Words(
         {old}, scratch that, {new}
         {new}, not {old}
         {new} (and not {old})
+        {old} - no, {new}
+        {old}, pardon, {new}
+        {old}, rather {new}
+        {old} (I meant {new})
+        {old}, well, {new}
+        {old} - correction, {new}
+        {old}, hm, {new}
+        {old}, or better {new}
+        {new} instead of {old}
+        {old} no wait {new}
     """),
     tail_quantity=_lines("""
         No, make the {things} {new}.
@@ -163,6 +212,18 @@ TRAINING = Words(
         I meant {new} of the {things}.
         The {things} should be {new}.
         Hm, let's say {new} {things}.
+        Please raise the {things} to {new}.
+        I want {new} {things}, {old} was wrong.
+        Oops, {new} {things}.
+        Set the {things} at {new} please.
+        As for the {things}, take {new}.
+        It must be {new} {things}.
+        Put down {new} for the {things}.
+        Not {old} {things} but {new}.
+        Pardon, {new} of the {things}.
+        Better {new} {things}.
+        Well, {new} {things} would be enough.
+        Forget what I said, {new} {things}.
     """),
     tail_single=_lines("""
         No, make that {new}.
@@ -173,6 +234,16 @@ TRAINING = Words(
         Change that to {new}.
         Oh, let's say {new}.
         {new} instead of {old}, please.
+        Oops, {new}.
+        Pardon, I need {new}.
+        Better make it {new}.
+        It must be {new}.
+        No, {old} was wrong, {new}.
+        Well, {new} would be enough.
+        Hm, rather {new}.
+        Not {old} but {new}.
+        Let me have {new} of them.
+        Put down {new} please.
     """),
     tail_remove=_lines("""
         Scratch the {things}.
@@ -184,6 +255,15 @@ TRAINING = Words(
         I don't need the {things} any more.
         But without the {things}.
         Oh, drop the {things}.
+        The {things} can stay out.
+        Never mind the {things}.
+        Pardon, without the {things}.
+        Remove the {things}, please.
+        We have enough {things} already.
+        Strike the {things}.
+        Nobody wants the {things} now.
+        Oops, not the {things}.
+        Well, the {things} are not needed.
     """),
     tail_add=_lines("""
         Oh, and {phrase}.
@@ -194,6 +274,17 @@ TRAINING = Words(
         And put {phrase} with it.
         Oh wait, {phrase} as well.
         Can I also have {phrase}?
+        And {phrase}.
+        Oops, {phrase} too.
+        I also need {phrase}.
+        Put in {phrase} as well.
+        While you are at it, {phrase}.
+        And don't forget {phrase}.
+        Maybe {phrase} on top.
+        Include {phrase}.
+        Along with that, {phrase}.
+        Pack {phrase} with them.
+        We would like {phrase} in addition.
     """),
     tail_swap=_lines("""
         Swap the {things} for {phrase}.
@@ -202,6 +293,16 @@ TRAINING = Words(
         Actually {phrase} and not the {things}.
         Change the {things} into {phrase}.
         Rather {phrase} in place of the {things}.
+        Not the {things}, {phrase}.
+        Oops, {phrase} where I said the {things}.
+        No {things}, but {phrase}.
+        Give me {phrase} for the {things}.
+        Exchange the {things} for {phrase}.
+        The {things} should become {phrase}.
+        Turn the {things} into {phrase}.
+        Take {phrase} instead of the {things}.
+        Pardon, {phrase}, not the {things}.
+        Drop the {things}, take {phrase}.
     """),
     tail_day=_lines("""
         No, {new} instead of {old}.
@@ -212,6 +313,16 @@ TRAINING = Words(
         I meant {new}, not {old}.
         Oh, could it be {new}?
         Move it to {new}.
+        Oops, {new}.
+        Pardon, {new} and not {old}.
+        It has to come on {new}.
+        {old} is no good, take {new}.
+        Better on {new}.
+        Put it on {new} please.
+        Well, {new} would be better.
+        Not {old} but {new}.
+        Let us say {new}.
+        We are away on {old}, so {new}.
     """),
     tail_name=_lines("""
         Sorry, the name is {new}, not {old}.
@@ -221,6 +332,15 @@ TRAINING = Words(
         I meant {new}, not {old}.
         Change the name to {new}.
         Actually {new} will get it.
+        Oops, for {new}.
+        Pardon, {new} and not {old}.
+        {old} is away, so it goes to {new}.
+        Write {new} instead of {old}.
+        The right name is {new}.
+        Not {old} but {new}.
+        Give it to {new} please.
+        Let {new} have it.
+        It belongs to {new}, not {old}.
     """),
     tail_city=_lines("""
         Sorry, the city is {new}, not {old}.
@@ -230,17 +350,15 @@ TRAINING = Words(
         Actually we moved to {new}.
         Change the city to {new}.
         The address is now in {new}.
-    """),
-    gift=_lines("""
-        It's a gift.
-        Please gift-wrap it.
-        As a present, please.
-        Wrap it up nicely.
-        It is a birthday present.
-        Gift wrapping please.
-        This is a surprise gift.
-        With gift paper, please.
-        Make it a gift.
+        Oops, to {new}.
+        Pardon, {new} and not {old}.
+        Bring it to {new} instead.
+        We are not in {old} but in {new}.
+        Ship to {new} please.
+        The right town is {new}.
+        Let it go to {new}.
+        It should reach {new}, not {old}.
+        Post it to {new} rather.
     """),
     greetings=_list("Hi, Hello, Hey, Hi there, Good morning, Good evening, OK so, Hello again, Dear team, Please, Um"),
     first_names=_list("""
@@ -249,21 +367,45 @@ TRAINING = Words(
         Gustav, Hana, Igor, Julia, Kofi, Linh, Mateo, Nora, Olga, Pedro, Ravi, Sofia, Tom, Ursula, Viktor, Wanda,
         Yara, Zane, Alice, Boris, Clara, Diego, Eva, Felix, Gina, Hugo, Irene, Jack, Karim, Lucy, Milan, Nina,
         Otto, Priya, Ruth, Simon, Tara, Vince, Wei, Yoko, Amir, Bella, Colin, Daria, Ethan, Flora, George, Helen,
-        Ivan, Jasmin, Kurt, Leila, Martin, Naomi, Owen, Petra, Ralph, Selma, Theo, Ulla, Viola, Wendy, Yannick, Zita
+        Ivan, Jasmin, Kurt, Leila, Martin, Naomi, Owen, Petra, Ralph, Selma, Theo, Ulla, Viola, Wendy, Yannick, Zita,
+        Adam, Beatrice, Carlos, Denise, Edward, Francesca, Gregor, Hilda, Ibrahim, Joseph, Kathleen, Leonard, Magdalena,
+        Norbert, Oliver, Patricia, Rafael, Sabrina, Thomas, Ulrike, Vincent, William, Xavier, Yolanda, Abdul, Bettina,
+        Christopher, Dorothy, Eduardo, Francis, Gloria, Henrik, Ingrid, Jennifer, Klaus, Laurence, Margaret, Natalie,
+        Oswald, Penelope, Rebecca, Sebastian, Theresa, Victoria, Wolfgang, Alejandro, Barbara, Cristina, Dominic,
+        Elisabeth, Florian, Gabriel, Hannah, Ignacio, Jeremy, Kristin, Lorena, Maurice, Natasha, Olivia, Priscilla,
+        Roberto, Stella, Tobias, Vanessa, Andrea, Benjamin, Caroline, Donald, Emma, Frederick, Gerald, Humphrey,
+        Jessica, Konrad, Louise, Michael, Nelson, Pamela, Robert, Sandra, Tatiana, Vladimir, Albert, Brigitte, Claudia,
+        Derek, Eleanor, Fernando, Gwen, Howard, Isaac, Josephine, Keith, Lillian, Monica, Nathan, Rachel, Stuart,
+        Timothy, Ahmed, Bogdan, Chloe, Deepak, Eugene, Grace, Hiroshi, Jamal, Kwame, Lakshmi, Mariam, Noor, Omar,
+        Pavel, Rashid, Sanjay, Tariq, Usman, Vikram, Yasmin
     """),
     surnames=_list("""
         Meyer, Okafor, Rossi, Tanaka, Novak, Silva, Haddad, Larsen, Kowalski, Brown, Garcia, Singh, Petrov, Dubois,
         Nguyen, Murphy, Schmidt, Costa, Yilmaz, Khan, Berg, Moreau, Bianchi, Ito, Walker, Ahmed, Jansen, Lopez,
-        Fischer, Papadakis, Green, Cohen, Weber, Sato, Popescu, Hughes
+        Fischer, Papadakis, Green, Cohen, Weber, Sato, Popescu, Hughes, Anderson, Bakker, Carvalho, Davies, Eriksson,
+        Fontaine, Gonzalez, Hoffmann, Ivanov, Johnson, Keller, Lambert, Martinez, Nielsen, Oliveira, Peterson, Quinn,
+        Ramirez, Sanchez, Thompson, Vasquez, Williams, Yamamoto, Zimmermann, Andersson, Barbosa, Chen, Dimitrov,
+        Edwards, Fernandez, Gupta, Harrison, Jackson, Kaplan, Lefevre, Mitchell, Nakamura, Olsen, Patel, Richards,
+        Stewart, Torres, Vogel, Wagner
     """),
     titles=_list("Mr, Mrs, Dr"),
     cities=_list("""
-        Oslo, Lima, Paris, Cairo, Porto, Quebec, Delhi, Leeds, Turin, Bonn, Ghent, Malmo, Osaka, Quito, Accra,
-        Dublin, Lagos, Miami, Basel, Kyoto, Bergen, Denver, Havana, Izmir, Jakarta, Krakow, Lyon, Madrid, Nairobi,
-        Odessa, Prague, Riga, Seoul, Tunis, Utrecht, Vienna, Warsaw, York, Zagreb, Athens, Boston, Cologne, Dallas,
-        Essen, Florence, Geneva, Hamburg, Istanbul, Karachi, London, Munich, Naples, Oxford, Phoenix, Rome,
-        Stockholm, Toronto, Venice, New York, San Diego, Cape Town, Hong Kong, Buenos Aires, Tel Aviv, Kuala Lumpur,
-        Bath, Cork, Derby, Exeter, Graz, Hull, Inverness, Kiel, Linz, Mainz, Nice, Perth, Reims, Split, Trier, Ulm
+        Oslo, Lima, Paris, Cairo, Porto, Quebec, Delhi, Leeds, Turin, Bonn, Ghent, Malmo, Osaka, Quito, Accra, Dublin,
+        Lagos, Miami, Basel, Kyoto, Bergen, Denver, Havana, Izmir, Jakarta, Krakow, Lyon, Madrid, Nairobi, Odessa,
+        Prague, Riga, Seoul, Tunis, Utrecht, Vienna, Warsaw, York, Zagreb, Athens, Boston, Cologne, Dallas, Essen,
+        Florence, Geneva, Hamburg, Istanbul, Karachi, London, Munich, Naples, Oxford, Phoenix, Rome, Stockholm, Toronto,
+        Venice, New York, San Diego, Cape Town, Hong Kong, Buenos Aires, Tel Aviv, Kuala Lumpur, Bath, Cork, Derby,
+        Exeter, Graz, Hull, Inverness, Kiel, Linz, Mainz, Nice, Perth, Reims, Split, Trier, Ulm, Amsterdam, Barcelona,
+        Copenhagen, Dortmund, Eindhoven, Fukuoka, Granada, Hannover, Indianapolis, Johannesburg, Kathmandu, Lausanne,
+        Melbourne, Newcastle, Oakdale, Portland, Rochester, Salzburg, Tampere, Uppsala, Vancouver, Winnipeg, Adelaide,
+        Baltimore, Cleveland, Damascus, Edmonton, Fairbanks, Gothenburg, Houston, Innsbruck, Jerusalem, Kingston,
+        Lucerne, Montreal, Nottingham, Oakland, Philadelphia, Richmond, Sacramento, Thessaloniki, Verona, Washington,
+        Atlanta, Bangkok, Cincinnati, Detroit, Fresno, Guadalajara, Hartford, Kansas City, Lancaster, Memphis,
+        Nashville, Oakville, Pittsburgh, Rosario, Sheffield, Tucson, Albany, Birmingham, Chattanooga, Dundee, Fargo,
+        Greenwich, Honolulu, Jacksonville, Lincoln, Manchester, Norwich, Plymouth, Savannah, Swansea, Tokyo, Beirut,
+        Casablanca, Durban, Freiburg, Grenoble, Hyderabad, Kolkata, Leicester, Monaco, Nicosia, Pretoria, Sarajevo,
+        Tehran, Windsor, Austin, Belgrade, Canberra, Dubai, Genoa, Hanoi, Ibiza, Lahore, Mumbai, Omaha, Pisa, Reno,
+        Shanghai, Taipei, Tirana, Vilnius, Aachen, Bremen, Chester, Dover, Halifax, Ipswich, Jena, Bilbao, Toulouse
     """),
     adjectives=_list("""
         red, blue, small, large, green, wooden, copper, lemon, apple, rye, cotton, silver, paper, plastic, round,
@@ -338,7 +480,7 @@ HELD_OUT = Words(
     """),
     tail_quantity=_lines("""
         Hang on, it has to be {new} {things}.
-        Please turn the {things} into {new}.
+        Please bump the {things} to {new}.
         About the {things}: {new} will do, not {old}.
         My mistake, {new} {things}.
         Let me fix that: {new} {things}.
@@ -381,12 +523,6 @@ HELD_OUT = Words(
         My mistake, it goes to {new}, not {old}.
         Hang on, {new} is the right city.
         Deliver it in {new} rather than {old}.
-    """),
-    gift=_lines("""
-        It should be wrapped as a gift.
-        We are giving it as a present.
-        Can it be gift-wrapped?
-        That's a gift for a friend.
     """),
     greetings=_list("Good day, Hiya, Dear all, Well, Greetings"),
     first_names=_list("""

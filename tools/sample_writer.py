@@ -8,11 +8,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from sample_orders import Day, Drawer, Item, Order, plural
+from sample_orders import MONTHS, Day, Drawer, Item, Order
 from sample_words import Words
 
-MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-          "November", "December")
 NUMBER_WORDS = ("", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
                 "thirteen", "fourteen", "fifteen")
 SPECIAL_NUMBERS = {2: ("a couple of", "a pair of"), 6: ("half a dozen",), 12: ("a dozen",), 20: ("twenty",),
@@ -39,7 +37,6 @@ class Texts:
     city: str
     day: str
     tail: str = ""
-    glued: bool = False  # the tail must follow the order at once, as it does not say what it means
 
 
 Corrected = tuple[Order, Texts]
@@ -57,8 +54,8 @@ class Speaker:
         self.random = stream
 
     def number(self, count: int) -> str:
-        """A number in words or digits, at times with a slip."""
-        return guard(self._number(count))
+        """A number on its own, in words or digits, at times with a slip."""
+        return guard(self._number(count).removesuffix(" of"))
 
     def _number(self, count: int) -> str:
         if count in SPECIAL_NUMBERS and self.random.random() < 0.5:
@@ -68,21 +65,13 @@ class Speaker:
         return str(count)
 
     def phrase(self, item: Item) -> str:
-        """A number and a thing: "three lemon tarts", "an oak chair", "4x cup"."""
+        """A number and a thing: "three lemon tarts", "an oak chair", "4x cup", "cup (4)"."""
+        if item.style:
+            return guard(item.style.format(thing=item.thing, count=item.count))
         if item.count == 1:
             article = "an" if item.thing[0] in "aeiou" else "a"
             return guard(f"{self.random.choice((article, article, article, 'one', '1'))} {item.thing}")
-        number = self._number(item.count)
-        if number.isdigit() and self.random.random() < 0.15:
-            return guard(f"{number}{self.random.choice(('x', ' x'))} {item.thing}")
-        return guard(f"{number} {plural(item.thing)}")
-
-    def things(self, items: tuple[Item, ...]) -> tuple[str, ...]:
-        """All things of an order, at times as in a list: "cup x3"."""
-        if self.random.random() < 0.9:
-            return tuple(self.phrase(item) for item in items)
-        style = self.random.choice((" x{}", " x {}", " ({})", ": {}", " - {}"))
-        return tuple(guard(item.thing + style.format(item.count)) for item in items)
+        return guard(f"{self._number(item.count)} {item.thing}")
 
     def day(self, day: Day) -> str:
         """A weekday, at times short, small or with a slip; a date in one of six ways."""
@@ -108,27 +97,29 @@ class Speaker:
 class Corrector:
     """Changes an order after it was put into words, and says so."""
 
-    def __init__(self, words: Words, drawer: Drawer, speaker: Speaker) -> None:
+    def __init__(self, words: Words, drawer: Drawer, speaker: Speaker, share: float) -> None:
         self.words = words
+        self.share = share
         self.draw = drawer
         self.say = speaker
         self.random = drawer.random
         # how often each is tried; one that does not fit the order leaves it as it is
         self._kinds: dict[Callable[[Order, Texts], Corrected], int] = {
-            self._nothing: 55, self._inline_quantity: 7, self._inline_value: 9, self._tail_quantity: 7,
-            self._tail_single: 4, self._tail_remove: 5, self._tail_add: 5, self._tail_swap: 4, self._tail_day: 4,
+            self._inline_quantity: 9, self._inline_value: 9, self._tail_quantity: 10,
+            self._tail_single: 5, self._tail_remove: 6, self._tail_add: 6, self._tail_swap: 6, self._tail_day: 5,
             self._tail_name: 3, self._tail_city: 3,
         }
 
     def correct(self, order: Order, texts: Texts) -> Corrected:
-        """Perhaps change one thing."""
+        """Change one thing in the given share of the orders."""
+        if self.random.random() >= self.share:
+            return order, texts
         return self.random.choices(list(self._kinds), list(self._kinds.values()))[0](order, texts)
 
-    def _nothing(self, order: Order, texts: Texts) -> Corrected:
-        return order, texts
-
     def _inline_quantity(self, order: Order, texts: Texts) -> Corrected:
-        place = self.random.randrange(len(order.items))
+        place = self._several(order)
+        if place is None:
+            return order, texts
         new = self.draw.count(least=2, unlike=order.items[place].count)
         wording = self.random.choice(self.words.inline_quantity)
         gap = "" if wording[0] in ",." else " "
@@ -146,26 +137,33 @@ class Corrector:
         return replace(order, **{slot: value}), replace(texts, **{slot: said})
 
     def _tail_quantity(self, order: Order, texts: Texts) -> Corrected:
-        place = self.random.randrange(len(order.items))
+        place = self._several(order)
+        if place is None:
+            return order, texts
         old = order.items[place]
         new = self.draw.count(least=2, unlike=old.count)
         tail = self.random.choice(self.words.tail_quantity).format(
-            things=guard(plural(old.thing)), old=self.say.number(old.count), new=self.say.number(new))
+            things=guard(old.thing), old=self.say.number(old.count), new=self.say.number(new))
         return order.with_count(place, new), replace(texts, tail=tail)
 
     def _tail_single(self, order: Order, texts: Texts) -> Corrected:
-        if len(order.items) != 1:
+        if len(order.items) != 1 or self._several(order) is None:
             return self._tail_quantity(order, texts)
         old = order.items[0].count
         new = self.draw.count(least=2, unlike=old)
         tail = self.random.choice(self.words.tail_single).format(old=self.say.number(old), new=self.say.number(new))
-        return order.with_count(0, new), replace(texts, tail=tail, glued=True)
+        return order.with_count(0, new), replace(texts, tail=tail)
+
+    def _several(self, order: Order) -> int | None:
+        """A thing of which several are wanted, so that another number leaves its word as it is."""
+        places = [place for place, item in enumerate(order.items) if item.count > 1]
+        return self.random.choice(places) if places else None
 
     def _tail_remove(self, order: Order, texts: Texts) -> Corrected:
         if len(order.items) == 1:
             return self._tail_add(order, texts)
         place = self.random.randrange(len(order.items))
-        tail = self.random.choice(self.words.tail_remove).format(things=guard(order.items[place].called))
+        tail = self.random.choice(self.words.tail_remove).format(things=guard(order.items[place].thing))
         return order.with_item(place), replace(texts, tail=tail)
 
     def _tail_add(self, order: Order, texts: Texts) -> Corrected:
@@ -177,7 +175,7 @@ class Corrector:
         place = self.random.randrange(len(order.items))
         item = self.draw.item(order.items)
         tail = self.random.choice(self.words.tail_swap).format(
-            things=guard(order.items[place].called), phrase=self.say.phrase(item))
+            things=guard(order.items[place].thing), phrase=self.say.phrase(item))
         return order.with_item(place, item), replace(texts, tail=tail)
 
     def _tail_day(self, order: Order, texts: Texts) -> Corrected:
@@ -205,14 +203,20 @@ class Corrector:
 
 
 class Writer:
-    """Writes rows in one half's words, with a random stream of its own."""
+    """Writes rows in one half's words, with a random stream of its own.
 
-    def __init__(self, words: Words, seed: str) -> None:
+    Args:
+        words: wordings and values.
+        seed: of the random stream.
+        corrected: share of the orders that one tries to correct; not every correction fits every order.
+    """
+
+    def __init__(self, words: Words, seed: str, corrected: float) -> None:
         self.words = words
         self.random = random.Random(seed)
         self.draw = Drawer(words, self.random)
         self.say = Speaker(self.random)
-        self.corrector = Corrector(words, self.draw, self.say)
+        self.corrector = Corrector(words, self.draw, self.say, corrected)
         self._frames: list[str] = []
 
     def row(self) -> Row:
@@ -221,9 +225,10 @@ class Writer:
         order = self.draw.order()
         while not fits(frame, order):
             order = self.draw.order()
-        texts = Texts(self.say.things(order.items), guard(order.name), guard(order.city), self.say.day(order.day))
+        texts = Texts(tuple(self.say.phrase(item) for item in order.items), guard(order.name), guard(order.city),
+                      self.say.day(order.day))
         order, texts = self.corrector.correct(order, texts)
-        return Row(self._roughened(self._assembled(frame, order, texts)), order.answer(), order.combination())
+        return Row(self._roughened(self._assembled(frame, texts)), order.answer(), order.combination())
 
     def _next_frame(self) -> str:
         """Every frame once before any comes again."""
@@ -231,18 +236,15 @@ class Writer:
             self._frames = self.random.sample(self.words.frames, len(self.words.frames))
         return self._frames.pop()
 
-    def _assembled(self, frame: str, order: Order, texts: Texts) -> str:
+    def _assembled(self, frame: str, texts: Texts) -> str:
         text = fill(frame, {"items": self._joined(texts.items), "name": texts.name, "city": texts.city,
                             "day": texts.day})
-        behind = [texts.tail] if texts.tail else []
-        if order.gift:
-            place = len(behind) if texts.glued else self.random.randint(0, len(behind))
-            behind.insert(place, self.random.choice(self.words.gift))
-        if behind and text[-1] not in ".?!":
-            text += self.random.choice((".", ".", ",", " -"))
+        if texts.tail:
+            end = "" if text[-1] in ".?!" else self.random.choice((".", ".", ",", " -"))
+            text = f"{text}{end} {texts.tail}"
         if self.random.random() < 0.15:
             text = f"{self.random.choice(self.words.greetings)}{self.random.choice((', ', ', ', ' '))}{text}"
-        return " ".join([text, *behind])
+        return text
 
     def _joined(self, items: tuple[str, ...]) -> str:
         if any("," in item or "-" in item for item in items):  # a corrected one: a comma would not set it apart
