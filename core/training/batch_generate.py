@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from core.control import Control
+from core.training.decode import cache_argument
 
 BATCH_ROWS = 64
 _GONE_BEFORE_SHRINKING = 0.2  # share of ended rows that makes it worth while to copy the cache without them
@@ -46,12 +47,13 @@ def _answer(model: PreTrainedModel, prompts: Sequence[Sequence[int]], stop_ids: 
     ended = [False] * len(prompts)
     ids, mask = _left_padded(prompts, model.device)  # (B, T), (B, T)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    cache_name = cache_argument(model)
     cache: Any = DynamicCache(config=model.config)
     for _ in range(limit):
         control.check()
-        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                       use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1,
+                       **{cache_name: cache})
+        cache = getattr(output, cache_name)
         tokens = output.logits[:, -1].argmax(dim=-1)  # (B,)
         for row, token in zip(live, tokens.tolist(), strict=True):
             ended[row] = ended[row] or token in stop_ids

@@ -40,8 +40,7 @@ class Answer:
         self._model = model
         self._pending = list(prompt)
         self._cache: object = None
-        # transformers 5.2x renamed it
-        self._cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        self._cache_name = cache_argument(model)
         self._sampling = sampling
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self._stop_ids = stop_ids
@@ -139,3 +138,8 @@ def stop_tokens(listed: object, tokenizer: PreTrainedTokenizerBase, end_of_turn:
     """
     candidates = [end_of_turn, tokenizer.eos_token_id, *(listed if isinstance(listed, list | tuple) else [listed])]
     return frozenset(token for token in candidates if isinstance(token, int))
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """What `model.forward` calls its key-value cache; transformers renamed it within version 5."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
