@@ -56,7 +56,8 @@ class Theme(QObject):
         super().__init__(app)
         self._app = app
         self._scheme: Scheme = scheme
-        app.setStyle("Fusion")
+        if app.style().name().lower() != "fusion":
+            app.setStyle("Fusion")
         base = app.font()
         base.setPixelSize(13)
         base.setFeature(QFont.Tag("tnum"), 1)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from fake_engine import FakeClient, make_card
+from PySide6.QtGui import QPalette
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
@@ -21,6 +22,8 @@ def themed(qapp: QApplication) -> Iterator[Theme]:
     theme.set_scheme("system")
     qapp.styleHints().colorSchemeChanged.disconnect(theme._system_changed)
     theme.deleteLater()
+    qapp.setStyleSheet("")  # under a stylesheet a new palette does not reach every widget
+    qapp.setPalette(QPalette())
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QApplication, QPushButton, QWizard
+from PySide6.QtCore import QCoreApplication, QEvent, Qt
+from PySide6.QtWidgets import QPushButton, QWidget, QWizard
 from pytestqt.qtbot import QtBot
 
-from app import theme
 from app.operations import Operations
 from app.settings import Settings
+from app.theme import Theme
 from app.window import MainWindow
 from core.config import parse_config
 from core.engine.client import EngineClient
@@ -26,7 +26,7 @@ START_MS = 120_000  # two engines import torch on a loaded machine
 
 
 @pytest.fixture
-def window(qtbot: QtBot, tiny_model: Path, tmp_path: Path) -> Iterator[MainWindow]:
+def window(qtbot: QtBot, themed: Theme, tiny_model: Path, tmp_path: Path) -> Iterator[MainWindow]:
     """The window over the tiny model and forty rows, its engines started."""
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(json.dumps({"messages": [
@@ -38,16 +38,16 @@ def window(qtbot: QtBot, tiny_model: Path, tmp_path: Path) -> Iterator[MainWindo
                                              "warmup_steps": 2, "device": "cpu", "dtype": "fp32",
                                              "checkpoint_every": 5}})
     clients = EngineClient("train"), EngineClient("work")
-    application = QApplication.instance()
-    assert isinstance(application, QApplication)
-    window = MainWindow(Operations(*clients), Settings(), theme.Theme(application, "light"), config, "pizza")
+    window = MainWindow(Operations(*clients), Settings(), themed, config, "pizza")
     window.show()
     yield window
     for client in clients:
         client.close(keep_running=False, grace_seconds=5)
     window.close()
-    qtbot.waitUntil(lambda: not window.session.active, timeout=20_000)
+    qtbot.waitUntil(lambda: not window.session.active and not window.operations.busy, timeout=20_000)
+    qtbot.wait(50)  # what was posted to its pages still finds them
     window.deleteLater()
+    QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
 
 
 def _press(qtbot: QtBot, button: QPushButton) -> None:
@@ -56,10 +56,13 @@ def _press(qtbot: QtBot, button: QPushButton) -> None:
     qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
 
 
-def _button(parent, text: str) -> QPushButton:
-    found = [item for item in parent.findChildren(QPushButton) if text in item.text() and item.isVisible()]
-    assert found, f"no visible button {text!r} among {[item.text() for item in parent.findChildren(QPushButton)]}"
-    return found[0]
+def _button(qtbot: QtBot, parent: QWidget, text: str) -> QPushButton:
+    """The button with `text`, once it is in sight."""
+    def visible() -> list[QPushButton]:
+        return [item for item in parent.findChildren(QPushButton) if text in item.text() and item.isVisible()]
+
+    qtbot.waitUntil(lambda: bool(visible()), timeout=10_000)
+    return visible()[0]
 
 
 def _train(qtbot: QtBot, window: MainWindow) -> Path:
@@ -80,7 +83,7 @@ def test_train_compare_and_export_merged_with_a_green_receipt(qtbot: QtBot, wind
     assert steps[-1].loss < steps[0].loss
     assert tomllib.loads(run.config_path.read_text())["adapter"]["rank"] == 4
 
-    _press(qtbot, _button(window.page("train"), "Chat"))
+    _press(qtbot, _button(qtbot, window.page("train"), "Chat"))
     chat = window.page("chat")
     qtbot.waitUntil(chat.isVisible, timeout=5_000)
     qtbot.keyClicks(chat.input, "How many pizzas? 7")
@@ -123,7 +126,7 @@ def test_stop_keeps_the_adapter_and_a_killed_engine_leaves_the_window_alive(qtbo
     assert run.state() == "interrupted"
     qtbot.waitUntil(lambda: window.dialog is not None and window.dialog.isVisible(), timeout=5_000)
     seen = len(steps)
-    _press(qtbot, _button(window.dialog, "Resume"))
+    _press(qtbot, _button(qtbot, window.dialog, "Resume"))
     qtbot.waitUntil(lambda: len(steps) > seen + 3, timeout=START_MS)
 
     _press(qtbot, window.top.stop)
