@@ -184,7 +184,7 @@ class RunRecord:
         self.seconds += event.seconds
         self._other_seconds += event.seconds
         best = ", the best so far" if event.best else ""
-        if event.best or not math.isfinite(self.best_validation):
+        if event.best:  # the base's own loss, at step 0, is none
             self.best_validation = event.loss
         self._write(f"Step {event.step:,}: validation loss {figures.loss(event.loss)}{best} "
                     f"({figures.span(event.seconds)}).")

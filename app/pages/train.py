@@ -238,7 +238,9 @@ class TrainPage(QWidget):
         series, step = record.series, record.step
         validation = figures.NOT_KNOWN
         if record.evaluated is not None:
-            validation = f"{figures.loss(record.evaluated.loss)} ({figures.loss(record.best_validation)})"
+            validation = figures.loss(record.evaluated.loss)
+            if math.isfinite(record.best_validation):
+                validation += f" ({figures.loss(record.best_validation)})"
         loss = series.loss.smoothed
         epochs = record.total_epochs
         self.figures.show_values(
