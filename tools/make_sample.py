@@ -62,11 +62,11 @@ Made for LoRA Workbench by `tools/make_sample.py` (Apache-2.0, no outside data):
     {message}
     {answer}
 
-**The answer** is JSON without spaces, keys in the order items, name, city, day; what the message does not say is left
-out.
-- `items`: how many as a number, and the thing as it is written, in the order of the message. `a dozen` is 12,
-  `a couple of` 2, `cup x3` is `3 cup`.
-- `name`, `city`: as written. `day`: `mon` ... `sun`, or `MM-DD` for a date.
+**The answer** is JSON without spaces; what the message does not say is left out.
+- `items`: each a number and the thing as it is written, in the order of the message. `a dozen` is 12, `a couple of` 2,
+  `cup x3` is `3 cup`.
+- `ship`, in this order: `for` and the name, `to` and the city, both as written, `on` and the day: `Friday` for `fri`
+  or `firday`, `21 May` for `the 21st of May`.
 - A correction counts, what it corrects does not: a new number, day, name or city; a thing that is added, taken out,
   or swapped for another in its place.
 - Slips of the finger are in the words around, in weekdays and in numbers; things, names and cities are spelled right.
