@@ -18,6 +18,16 @@ Day = str | tuple[int, int]  # a weekday's name, or (month, day of the month)
 
 
 @dataclass(frozen=True)
+class Mix:
+    """How often the hard things come, as shares from 0 to 1."""
+
+    corrected: float  # orders that one tries to correct; not every correction fits every order
+    slips: float  # numbers and weekdays with a slip of the finger
+    listed: float  # orders whose things stand in a list ("cup x3")
+    large: float  # numbers above twelve
+
+
+@dataclass(frozen=True)
 class Item:
     """A thing as the message writes it, and how many of it are wanted.
 
@@ -83,14 +93,15 @@ def plural(thing: str) -> str:
 class Drawer:
     """Draws orders and their parts at random."""
 
-    def __init__(self, words: Words, stream: random.Random) -> None:
+    def __init__(self, words: Words, mix: Mix, stream: random.Random) -> None:
         self.words = words
+        self.mix = mix
         self.random = stream
 
     def order(self) -> Order:
         """One to three things; name, city and day each there or not."""
         chance = self.random.random
-        style = self.random.choice(LIST_STYLES) if chance() < 0.1 else ""
+        style = self.random.choice(LIST_STYLES) if chance() < self.mix.listed else ""
         items: list[Item] = []
         for _ in range(self.random.choices((1, 2, 3), (45, 38, 17))[0]):
             items.append(self.item(items, style))
@@ -121,8 +132,8 @@ class Drawer:
         """Mostly 1 to 12."""
         count = unlike
         while count == unlike:
-            small = self.random.random() < 0.75
-            count = self.random.randint(least, 12) if small else self.random.choice(LARGER_COUNTS)
+            large = self.random.random() < self.mix.large
+            count = self.random.choice(LARGER_COUNTS) if large else self.random.randint(least, 12)
         return count
 
     def name(self) -> str:

@@ -528,7 +528,7 @@ HELD_OUT = Words(
     first_names=_list("""
         Agnes, Bilal, Cedric, Dolores, Enzo, Freya, Gavin, Heidi, Ismail, Joanna, Katarina, Lorenzo, Miriam, Nikolai,
         Ophelia, Pascal, Ramona, Stefan, Tamara, Ulrich, Valeria, Winston, Yvonne, Zachary, Astrid, Bernard, Camille,
-        Dmitri, Esther, Fiona, Gideon, Harriet, Isabel, Jerome, Kenji, Lydia, Mehmet, Noelle, Orlando, Philippa
+        Dmitri, Esther, Fiona, Gideon, Harriet, Isabel, Jerome, Kenji, Lydia, Mehmet, Noelle, Octavia, Philippa
     """),
     surnames=_list("""
         Adeyemi, Becker, Castillo, Demir, Evans, Ferrari, Gomez, Hansen, Iversen, Jovanovic, Kimura, Lindqvist,

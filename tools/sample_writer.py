@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from sample_orders import MONTHS, Day, Drawer, Item, Order
+from sample_orders import MONTHS, Day, Drawer, Item, Mix, Order
 from sample_words import Words
 
 NUMBER_WORDS = ("", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
@@ -50,18 +50,25 @@ def guard(value: str) -> str:
 class Speaker:
     """How single values are said."""
 
-    def __init__(self, stream: random.Random) -> None:
+    def __init__(self, slips: float, stream: random.Random) -> None:
+        self.slips = slips
         self.random = stream
 
     def number(self, count: int) -> str:
         """A number on its own, in words or digits, at times with a slip."""
         return guard(self._number(count).removesuffix(" of"))
 
+    def wording(self, wording: str, count: int, old: int, thing: str = "") -> str:
+        """Fill {new}, {old} and {things} of a wording that corrects a number."""
+        for slot, number in (("new", count), ("old", old)):
+            wording = wording.replace(f"{{{slot}}} {{things}}", f"{guard(self._number(number))} {{things}}")
+        return wording.format(new=self.number(count), old=self.number(old), things=guard(thing))
+
     def _number(self, count: int) -> str:
         if count in SPECIAL_NUMBERS and self.random.random() < 0.5:
             return self.random.choice(SPECIAL_NUMBERS[count])
         if count < len(NUMBER_WORDS) and self.random.random() < 0.6:
-            return self.slip(NUMBER_WORDS[count], 0.06)
+            return self.slip(NUMBER_WORDS[count], self.slips)
         return str(count)
 
     def phrase(self, item: Item) -> str:
@@ -77,7 +84,7 @@ class Speaker:
         """A weekday, at times short, small or with a slip; a date in one of six ways."""
         if isinstance(day, str):
             word = self.random.choices((day, day.lower(), day[:3]), (60, 25, 15))[0]
-            return guard(self.slip(word, 0.08))
+            return guard(self.slip(word, self.slips))
         month, number = MONTHS[day[0] - 1], day[1]
         ordinal = f"{number}{'th' if 10 < number < 20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')}"
         return guard(self.random.choice((f"{number} {month}", f"{month} {number}", f"{month} {ordinal}",
@@ -89,9 +96,11 @@ class Speaker:
             return word
         place = self.random.randrange(2, len(word) - 1)
         kind = self.random.choice(("swap", "drop", "double"))
-        if kind == "swap":
-            return word[:place] + word[place + 1] + word[place] + word[place + 2:]
-        return word[:place] + word[place + 1:] if kind == "drop" else word[:place] + word[place] + word[place:]
+        if kind == "drop" and word != "four":  # "for" would be another word
+            return word[:place] + word[place + 1:]
+        if kind == "double":
+            return word[:place] + word[place] + word[place:]
+        return word[:place] + word[place + 1] + word[place] + word[place + 2:]
 
 
 class Corrector:
@@ -142,8 +151,7 @@ class Corrector:
             return order, texts
         old = order.items[place]
         new = self.draw.count(least=2, unlike=old.count)
-        tail = self.random.choice(self.words.tail_quantity).format(
-            things=guard(old.thing), old=self.say.number(old.count), new=self.say.number(new))
+        tail = self.say.wording(self.random.choice(self.words.tail_quantity), new, old.count, old.thing)
         return order.with_count(place, new), replace(texts, tail=tail)
 
     def _tail_single(self, order: Order, texts: Texts) -> Corrected:
@@ -151,7 +159,7 @@ class Corrector:
             return self._tail_quantity(order, texts)
         old = order.items[0].count
         new = self.draw.count(least=2, unlike=old)
-        tail = self.random.choice(self.words.tail_single).format(old=self.say.number(old), new=self.say.number(new))
+        tail = self.say.wording(self.random.choice(self.words.tail_single), new, old)
         return order.with_count(0, new), replace(texts, tail=tail)
 
     def _several(self, order: Order) -> int | None:
@@ -207,16 +215,16 @@ class Writer:
 
     Args:
         words: wordings and values.
+        mix: how often the hard things come.
         seed: of the random stream.
-        corrected: share of the orders that one tries to correct; not every correction fits every order.
     """
 
-    def __init__(self, words: Words, seed: str, corrected: float) -> None:
+    def __init__(self, words: Words, mix: Mix, seed: str) -> None:
         self.words = words
         self.random = random.Random(seed)
-        self.draw = Drawer(words, self.random)
-        self.say = Speaker(self.random)
-        self.corrector = Corrector(words, self.draw, self.say, corrected)
+        self.draw = Drawer(words, mix, self.random)
+        self.say = Speaker(mix.slips, self.random)
+        self.corrector = Corrector(words, self.draw, self.say, mix.corrected)
         self._frames: list[str] = []
 
     def row(self) -> Row:

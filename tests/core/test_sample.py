@@ -54,7 +54,7 @@ def test_the_files_are_exactly_what_the_generator_writes(tmp_path: Path) -> None
 
 
 def test_another_seed_gives_other_rows() -> None:
-    rows = [writer.Writer(words.TRAINING, seed, 0.5).row().message for seed in ("a", "a", "b")]
+    rows = [writer.Writer(words.TRAINING, orders.Mix(0.5, 0.1, 0.1, 0.3), seed).row().message for seed in ("a", "a", "b")]
     assert rows[0] == rows[1] != rows[2]
 
 
