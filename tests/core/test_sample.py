@@ -54,7 +54,8 @@ def test_the_files_are_exactly_what_the_generator_writes(tmp_path: Path) -> None
 
 
 def test_another_seed_gives_other_rows() -> None:
-    rows = [writer.Writer(words.TRAINING, orders.Mix(0.5, 0.1, 0.1, 0.3), seed).row().message for seed in ("a", "a", "b")]
+    mix = orders.Mix(corrected=0.5, slips=0.1, listed=0.1, large=0.3)
+    rows = [writer.Writer(words.TRAINING, mix, seed).row().message for seed in ("a", "a", "b")]
     assert rows[0] == rows[1] != rows[2]
 
 
