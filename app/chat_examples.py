@@ -6,10 +6,8 @@ from pathlib import Path
 
 from core.config import RunConfig
 from core.events import Message
-from core.paths import RESOURCES
+from core.paths import SAMPLE, SAMPLE_HELD_OUT
 
-SAMPLE = RESOURCES / "samples" / "orders"
-HELD_OUT = SAMPLE / "heldout.jsonl"
 _MOST = 3
 _LONGEST = 400  # characters; a longer question is no example to click on
 
@@ -30,7 +28,7 @@ def is_sample(config: RunConfig) -> bool:
 def sample_examples() -> Examples:
     """The first held-out questions of the sample. Raises OSError and ValueError where the file is not as it was."""
     rows = []
-    with open(HELD_OUT, encoding="utf-8") as lines:
+    with open(SAMPLE_HELD_OUT, encoding="utf-8") as lines:
         for line in lines:
             rows.append([Message(turn["role"], turn["content"]) for turn in json.loads(line)["messages"]])
             if len(rows) == _MOST:

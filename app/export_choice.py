@@ -52,11 +52,7 @@ class ExportChoice:
     def with_default_folder(self) -> "ExportChoice":
         """The same with a folder that does not exist yet, named after the run."""
         name = f"{self.run_dir.name}-{self.to}" + (f"-{self.checkpoint}" if self.checkpoint else "")
-        root = data_root() / "exports"
-        out, number = root / name, 2
-        while out.exists():
-            out, number = root / f"{name}-{number}", number + 1
-        return replace(self, out=out)
+        return replace(self, out=files.free_path(data_root() / "exports" / name))
 
 
 @dataclass(frozen=True)

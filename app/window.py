@@ -32,11 +32,9 @@ from core.config import RunConfig, load_config
 from core.engine.client import EngineClient
 from core.errors import CoreError
 from core.events import Failed
-from core.paths import RESOURCES
+from core.paths import SAMPLE, SAMPLE_RUN_FILE
 from core.runs.folder import RunFolder, new_run_path
 
-SAMPLE = RESOURCES / "samples" / "orders" / "run.toml"
-SAMPLE_NAME = "orders"
 PREBUILD_MS = 400  # after the window is shown, between the pages that are built ahead
 
 
@@ -164,12 +162,12 @@ class MainWindow(QMainWindow):
         config = self.settings.load_draft()
         if config is not None:
             self.draft.replace(config, self.settings.draft_name)
-        elif SAMPLE.exists():
+        elif SAMPLE_RUN_FILE.exists():
             self.open_sample()
 
     def open_sample(self) -> None:
         """Choose the starter model and the sample dataset with the sample's own settings."""
-        self.draft.replace(load_config(SAMPLE), SAMPLE_NAME)
+        self.draft.replace(load_config(SAMPLE_RUN_FILE), SAMPLE.name)
 
     def open_data(self) -> None:
         """Let the person add data files."""

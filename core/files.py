@@ -229,6 +229,14 @@ def require_writable(folder: Path) -> None:
         raise CoreError(f"The folder {folder} can not be written: {reason}.", "Choose another folder.") from None
 
 
+def free_path(path: Path) -> Path:
+    """`path`, or where that is taken path-2, path-3 and so on: the first that does not exist."""
+    candidate, number = path, 2
+    while os.path.lexists(candidate):
+        candidate, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return candidate
+
+
 def free_bytes(path: Path) -> int:
     """Free space on the disk that holds `path` or its nearest existing parent."""
     while not path.exists() and path != path.parent:

@@ -6,6 +6,9 @@ from pathlib import Path
 import platformdirs
 
 RESOURCES = Path(__file__).resolve().parent.parent / "resources"
+SAMPLE = RESOURCES / "samples" / "orders"  # the sample task that comes along
+SAMPLE_RUN_FILE = SAMPLE / "run.toml"
+SAMPLE_HELD_OUT = SAMPLE / "heldout.jsonl"
 
 
 def data_root() -> Path:

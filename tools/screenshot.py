@@ -61,14 +61,15 @@ def take(options: argparse.Namespace) -> None:
     from app import theme
     from app.operations import Operations
     from app.settings import Settings
-    from app.window import SAMPLE, MainWindow
+    from app.window import MainWindow
     from core.config import load_config, with_overrides
     from core.engine.client import EngineClient
+    from core.paths import SAMPLE_RUN_FILE
 
     app = QApplication([sys.argv[0]])
     app.setApplicationName("LoRA Workbench")
     operations = Operations(EngineClient("train"), EngineClient("work"))
-    config = with_overrides(load_config(SAMPLE), [f"model.path={options.model}"])
+    config = with_overrides(load_config(SAMPLE_RUN_FILE), [f"model.path={options.model}"])
     colours = theme.Theme(app, "dark" if options.dark else "light")
     window = MainWindow(operations, Settings(), colours, config, "orders")
     window.show()

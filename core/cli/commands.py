@@ -37,12 +37,10 @@ from core.jobs import (
 )
 from core.models.library import resolve
 from core.models.starter import starter_ready
-from core.paths import RESOURCES
+from core.paths import SAMPLE_RUN_FILE
 from core.runs.folder import RunFolder
 
 Command = Callable[[argparse.Namespace, Control], Iterator[Event]]
-
-SAMPLE_RUN_FILE = RESOURCES / "samples" / "orders" / "run.toml"
 
 
 def init(options: argparse.Namespace, control: Control) -> Iterator[Event]:

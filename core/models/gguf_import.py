@@ -48,7 +48,7 @@ def import_gguf(job: ImportGguf, control: Control) -> Iterator[Event]:
     digest = yield from hash_file(job.file, control)
     target = _known_entry(digest, header.file_bytes)
     if target is None:
-        target = _free_name(safe_name(job.file.stem))
+        target = files.free_path(models_root() / safe_name(job.file.stem))
         origin = f"Dequantised to bf16 from the GGUF file {job.file.name} ({' and '.join(header.type_names[:2])})."
         yield from convert_into(header, target, digest, origin, control)
     yield Result({"path": target, "name": target.name})
@@ -93,13 +93,6 @@ def _known_entry(digest: str, size: int) -> Path | None:
         if card and card.source_sha256 == digest and card.source_bytes == size:
             return folder
     return None
-
-
-def _free_name(name: str) -> Path:
-    candidate, number = models_root() / name, 2
-    while candidate.exists():
-        candidate, number = models_root() / f"{name}-{number}", number + 1
-    return candidate
 
 
 def _require_room(header: GgufHeader, target: Path) -> None:

@@ -54,7 +54,7 @@ def download_model(job: DownloadModel, control: Control, endpoint: str | None = 
     target = _known_entry(source)
     if target is None:
         chosen = choose_files(job.repo_id, info.siblings or [])
-        target = _free_name(safe_name(info.id.rpartition("/")[2]))
+        target = files.free_path(models_root() / safe_name(info.id.rpartition("/")[2]))
         part = models_root() / f".{safe_name(info.id.replace('/', '--'))}.{commit[:12]}.part"
         with files.exclusive_lock(cache_root() / "locks" / f"{part.name}.lock",
                                   f"{info.id} is being fetched by another program."):
@@ -198,13 +198,6 @@ def _known_entry(source: str) -> Path | None:
         if card is not None and card.source_name == source:
             return folder
     return None
-
-
-def _free_name(name: str) -> Path:
-    candidate, number = models_root() / name, 2
-    while candidate.exists():
-        candidate, number = models_root() / f"{name}-{number}", number + 1
-    return candidate
 
 
 def _bytes_of(path: Path) -> int:

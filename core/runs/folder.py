@@ -156,12 +156,7 @@ def new_run_path(name: str = "", root: Path | None = None) -> Path:
     """A path for a new run that does not exist yet: `name`, or the date and time, made unique."""
     root = root or runs_root()
     base = safe_name(name) if name else datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    candidate = root / base
-    number = 2
-    while candidate.exists():
-        candidate = root / f"{base}-{number}"
-        number += 1
-    return candidate
+    return files.free_path(root / base)
 
 
 def safe_name(name: str) -> str:

@@ -218,7 +218,7 @@ def test_sample_examples_come_from_the_held_out_rows(qtbot: QtBot, tmp_path: Pat
                           {"role": "assistant", "content": "{}"}]} for n in range(9)]
     (sample / "heldout.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     monkeypatch.setattr(chat_examples, "SAMPLE", sample)
-    monkeypatch.setattr(chat_examples, "HELD_OUT", sample / "heldout.jsonl")
+    monkeypatch.setattr(chat_examples, "SAMPLE_HELD_OUT", sample / "heldout.jsonl")
     make_run(tmp_path / "runs", "sample", data=str(sample / "train.jsonl"))
     bench = Bench(qtbot, tmp_path / "runs")
     assert [chip.text() for chip in _chips(bench.page)] == ["0 lamps", "1 lamps", "2 lamps"]
@@ -230,7 +230,7 @@ def test_sample_examples_come_from_the_held_out_rows(qtbot: QtBot, tmp_path: Pat
 
 
 def test_the_sample_that_comes_along_has_examples() -> None:
-    if not chat_examples.HELD_OUT.exists():
+    if not chat_examples.SAMPLE_HELD_OUT.exists():
         pytest.skip("resources/samples/orders/heldout.jsonl is not there")
     found = chat_examples.sample_examples()
     assert len(found.questions) == 3

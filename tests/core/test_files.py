@@ -231,6 +231,14 @@ def test_a_folder_that_can_not_be_written_is_refused(tmp_path: Path, monkeypatch
         files.require_writable(tmp_path / "new")
 
 
+def test_a_free_path_is_the_first_that_does_not_exist(tmp_path: Path) -> None:
+    assert files.free_path(tmp_path / "run.v1") == tmp_path / "run.v1"
+    (tmp_path / "run.v1").mkdir()
+    assert files.free_path(tmp_path / "run.v1") == tmp_path / "run.v1-2"
+    (tmp_path / "run.v1-2").write_text("x")
+    assert files.free_path(tmp_path / "run.v1") == tmp_path / "run.v1-3"
+
+
 def test_free_bytes_of_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
     assert files.free_bytes(tmp_path / "a" / "b") > 0
 

@@ -9,14 +9,14 @@ from core.config import load_config, with_overrides
 from core.control import Control
 from core.events import Evaluated, Planned, StepDone
 from core.jobs import Train
-from core.paths import RESOURCES
+from core.paths import SAMPLE_RUN_FILE
 from core.training.loop import train
 
 pytestmark = pytest.mark.starter
 
 
 def test_the_starter_learns_from_the_sample(starter_model: Path, tmp_path: Path) -> None:
-    config = with_overrides(load_config(RESOURCES / "samples" / "orders" / "run.toml"), [
+    config = with_overrides(load_config(SAMPLE_RUN_FILE), [
         f'model.path="{starter_model}"', "training.max_steps=12", "training.warmup_steps=2", "training.batch_size=4",
         "training.device=cpu", "training.dtype=fp32", "data.validation_fraction=0.01"])
     events = list(train(Train(config, tmp_path / "run"), Control()))
