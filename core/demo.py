@@ -18,11 +18,11 @@ from core.errors import Cancelled, CoreError, DataError
 from core.events import Event, Message, Progress, ReceiptReady, Result, StepDone, to_plain
 from core.export.export import export
 from core.jobs import Export, Train
-from core.lora.adapter_file import load_adapter
+from core.lora.attach import load_adapter
 from core.models.library import resolve
 from core.models.load import load_model, load_tokenizer, resolve_device, resolve_dtype
 from core.models.starter import ensure_starter
-from core.paths import RESOURCES
+from core.paths import SAMPLE
 from core.runs.folder import new_run_path
 from core.scoring import HeldOutRow, exact_match, is_exact
 from core.training.batch_generate import answer_batch
@@ -30,7 +30,6 @@ from core.training.decode import stop_tokens
 from core.training.generate import end_of_turn
 from core.training.loop import train
 
-SAMPLE = RESOURCES / "samples" / "orders"
 EXAMPLES = 5
 _TOKENS_OVER = 8  # an answer longer than the longest right one by so many tokens is wrong anyway
 

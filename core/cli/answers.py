@@ -91,9 +91,7 @@ def _answer(runner: JobRunner, source: AnswerSource, options: argparse.Namespace
     """One answer (before it, with --compare, the base model's); returns what is known of it."""
     values: dict[str, Any] = {}
     if options.compare:
-        yield Note("Base model:")
         values["base_answer"], _ = yield from _generate(runner, AnswerSource(source.model), options, turns, control)
-        yield Note("Tuned model:")
     values["answer"], done = yield from _generate(runner, source, options, turns, control)
     if done is not None:
         values |= {"tokens": done.tokens, "seconds": done.seconds, "stopped": done.stopped}

@@ -30,7 +30,8 @@ def run_command(options: argparse.Namespace) -> int:
     """
     _quiet_libraries()
     control = Control()
-    screen: Screen = JsonScreen(options.json_rows) if options.json else TextScreen(options.text)
+    screen: Screen = JsonScreen(options.json_rows) if options.json else TextScreen(
+        options.text, titled=getattr(options, "compare", False))
     signals: list[int] = []
     try:
         with _signals_stop(control, signals), screen:

@@ -19,6 +19,7 @@ from core import events, words
 
 ResultText = Callable[[dict[str, Any]], str]
 _SECONDS_BETWEEN_LINES = 10.0
+ANSWER_TITLES = {"base": "Base model", "tuned": "Tuned model"}
 _WIDE = 100  # characters; in a narrower terminal the bar is shorter
 
 
@@ -77,10 +78,12 @@ class TextScreen:
 
     Args:
         result_text: puts the values of the Result into words.
+        titled: write above each answer who gives it, for answers that are compared.
     """
 
-    def __init__(self, result_text: ResultText) -> None:
+    def __init__(self, result_text: ResultText, *, titled: bool = False) -> None:
         self._result_text = result_text
+        self._titled = titled
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._bar = _Bar(self._console)
         self._in_answer = False
@@ -113,8 +116,10 @@ class TextScreen:
             case events.Warned():
                 self._note(f"Warning: {event.message} {event.hint}".rstrip(), "yellow")
             case events.TokenGenerated():
-                self._answer(event.text)
+                self._begin_answer(event.column)
+                print(visible(event.text), end="", flush=True)
             case events.GenerationDone():
+                self._begin_answer(event.column)  # an empty one has its title, too
                 self._end_answer()
             case events.Result():
                 self._bar.close()
@@ -134,14 +139,15 @@ class TextScreen:
     def _note(self, text: str, style: str = "") -> None:
         self._console.print(Text(visible(text), style=style), soft_wrap=True)
 
-    def _answer(self, text: str) -> None:
+    def _begin_answer(self, column: str) -> None:
         self._bar.close()
+        if self._titled and not self._in_answer:
+            print(f"{ANSWER_TITLES.get(column, column)}:")
         self._in_answer = True
-        print(visible(text), end="", flush=True)
 
     def _end_answer(self) -> None:
         if self._in_answer:
-            print(flush=True)
+            print("\n" if self._titled else "", flush=True)  # an empty line between answers that are compared
         self._in_answer = False
 
     def _print_result(self, text: str) -> None:

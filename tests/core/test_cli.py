@@ -292,6 +292,9 @@ def test_train_chat_export_inspect(run_file: Path, tmp_path: Path, tiny_model: P
     assert last_json(capsys)["answer"] == answer["base_answer"]
     assert main(["chat", str(run_dir / "adapter"), "--prompt", "3 teas", "--max-new-tokens", "5", "--json"]) == 0
     assert last_json(capsys)["answer"] == answer["answer"]
+    assert main(["chat", str(run_dir), "--prompt", "3 teas", "--max-new-tokens", "5", "--compare"]) == 0
+    shown = capsys.readouterr().out
+    assert shown == f"Base model:\n{visible(answer['base_answer'])}\n\nTuned model:\n{visible(answer['answer'])}\n\n"
 
     for kind in ("adapter", "merged"):
         out = tmp_path / kind

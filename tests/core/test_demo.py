@@ -9,11 +9,12 @@ import torch
 
 from core import demo as demo_module
 from core.control import Control
-from core.demo import SAMPLE, demo, peak_rss_bytes, read_held_out
+from core.demo import demo, peak_rss_bytes, read_held_out
 from core.errors import Cancelled, ConfigError, DataError
 from core.events import Event, Planned, Progress, ReceiptReady, Result, StepDone, to_json
 from core.models.load import load_model
-from core.training.batch_generate import answer_batch
+from core.paths import SAMPLE_HELD_OUT
+from core.training.batch_generate import CPU_ROWS, answer_batch
 from core.training.decode import Answer, Sampling
 
 NAMED = {"exact_match_before", "exact_match_after", "train_seconds", "tokens_per_second", "peak_rss_bytes", "run_dir",
@@ -69,7 +70,7 @@ def test_the_events_of_its_parts_pass_through(finished: list[Event]) -> None:
 
 def test_the_examples_are_spread_over_the_rows_and_tell_all_four_texts(finished: list[Event]) -> None:
     examples = result_of(finished)["examples"]
-    rows = read_held_out(SAMPLE / "heldout.jsonl")
+    rows = read_held_out(SAMPLE_HELD_OUT)
     assert [item["prompt"] for item in examples] == [rows[n].question for n in (0, 2, 4, 6, 8)]
     assert all(set(item) == {"prompt", "expected", "before", "after", "right"} for item in examples)
 
@@ -143,3 +144,20 @@ def test_the_peak_of_memory_never_falls() -> None:
     assert peak_rss_bytes() >= before
     del block
     assert peak_rss_bytes() >= before
+
+
+def test_answers_come_in_small_batches_on_the_cpu(tiny_model: Path) -> None:
+    class Counting(Control):
+        checks = 0
+
+        def check(self) -> None:
+            self.checks += 1
+            super().check()
+
+    control = Counting()
+    model = load_model(tiny_model, torch.device("cpu"), torch.float32)
+    prompts = [[5, 6, 7]] * (CPU_ROWS + 1)
+    stream = answer_batch(model, prompts, frozenset(), 3, control)
+    assert next(stream)[0] == 0
+    assert control.checks == 3  # one for each token of the first batch: the second has not begun
+    assert len(list(stream)) == CPU_ROWS and control.checks == 6
