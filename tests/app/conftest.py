@@ -1,5 +1,6 @@
 """What the tests of the window share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from pytestqt.qtbot import QtBot
 from app.operations import Operations
 from app.theme import Theme
 from core import events
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")  # no window may come up while the tests run
 
 
 @pytest.fixture
