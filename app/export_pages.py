@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from PySide6.QtCore import Qt, Slot
 from PySide6.QtGui import QMouseEvent
@@ -21,36 +21,30 @@ from PySide6.QtWidgets import (
 
 from app import figures, theme
 from app.export_choice import ExportDtype, Target, folder_problem
+from app.export_state import ExportState
 from app.run_picker import RunPicker
 from app.widgets import ProblemLine, button, label, row
 from core import files
 from core.words import size
 
-if TYPE_CHECKING:
-    from app.export_wizard import ExportWizard
-
 _SHARDS = (("As in the base model", 0), ("1 GB", 10**9), ("2 GB", 2 * 10**9), ("5 GB", 5 * 10**9))
 
 
 class ExportPage(QWizardPage):
-    """A page that knows its wizard."""
+    """A page over the state that all pages share."""
 
-    def __init__(self, title: str, subtitle: str) -> None:
+    def __init__(self, state: ExportState, title: str, subtitle: str) -> None:
         super().__init__()
+        self.state = state
         self.setTitle(title)
         self.setSubTitle(subtitle)
-
-    @property
-    def flow(self) -> "ExportWizard":
-        """The wizard, which holds the choices."""
-        return cast("ExportWizard", self.wizard())
 
 
 class WhatPage(ExportPage):
     """1: the run and its checkpoint."""
 
-    def __init__(self) -> None:
-        super().__init__("1 of 5 · What", "Choose the run and which of its adapters you want.")
+    def __init__(self, state: ExportState) -> None:
+        super().__init__(state, "1 of 5 · What", "Choose the run and which of its adapters you want.")
         self.picker = RunPicker()
         self.picker.changed.connect(self._picked)
         self._facts = label("", "help", wrap=True)
@@ -66,17 +60,21 @@ class WhatPage(ExportPage):
         """Say what is chosen."""
         self._picked()
 
+    def show_problem(self, text: str) -> None:
+        """Say why nothing can be chosen."""
+        self._problem.set_problem(text)
+
     @Slot()
     def _picked(self) -> None:
         run, adapter = self.picker.run, self.picker.adapter
-        if self.wizard() is None:
-            return
-        if run is None or adapter is None:
-            self._problem.set_problem("There is no run with an adapter yet. Train one first.")
+        if run is not None and adapter is not None:
+            self._problem.set_problem(self.state.choose_run(run.path, adapter.checkpoint, adapter.path))
         else:
-            problem = self.flow.choose_run(run.path, adapter.checkpoint, adapter.path)
-            self._problem.set_problem(problem)
-        facts = self.flow.facts
+            self.state.forget_run()
+            self._problem.set_problem(
+                "This run has no adapter. Choose another one." if self.picker.run_box.count()
+                else self._problem.text or "There is no run with an adapter yet. Train one first.")
+        facts = self.state.facts
         self._facts.setText("" if facts is None else
                             f"Base model {Path(facts.config.model.path).name} · {facts.config.adapter.method}, "
                             f"rank {facts.config.adapter.rank} · adapter {size(facts.adapter_bytes)}")
@@ -84,7 +82,7 @@ class WhatPage(ExportPage):
 
     def isComplete(self) -> bool:  # noqa: N802
         """A run that can be read is chosen."""
-        return self.picker.adapter is not None and self.wizard() is not None and self.flow.facts is not None
+        return self.picker.adapter is not None and self.state.facts is not None
 
 
 class TargetCard(QFrame):
@@ -117,8 +115,8 @@ class TargetCard(QFrame):
 class WherePage(ExportPage):
     """2: adapter or merged model."""
 
-    def __init__(self) -> None:
-        super().__init__("2 of 5 · Where to", "Choose what you take away.")
+    def __init__(self, state: ExportState) -> None:
+        super().__init__(state, "2 of 5 · Where to", "Choose what you take away.")
         self.cards: dict[Target, TargetCard] = {
             "adapter": TargetCard("Adapter", "The small difference alone, for programs that know the base model and "
                                              "load adapters in PEFT layout."),
@@ -132,37 +130,39 @@ class WherePage(ExportPage):
         layout = QVBoxLayout(self)
         layout.addLayout(row(*self.cards.values(), spacing=theme.CARD_GAP))
         layout.addStretch(1)
+        state.facts_changed.connect(self.show_costs)
 
     def initializePage(self) -> None:  # noqa: N802
         """Tick what was chosen before and say what it costs."""
-        self.cards[self.flow.choice.to].radio.setChecked(True)
+        self.cards[self.state.choice.to].radio.setChecked(True)
         self.show_costs()
 
+    @Slot()
     def show_costs(self) -> None:
         """Size and time of both; the base model may still be looked at."""
-        facts = self.flow.facts
+        facts = self.state.facts
         for target, card in self.cards.items():
-            choice = replace(self.flow.choice, to=target, dtype="base")
+            choice = replace(self.state.choice, to=target, dtype="base")
             needed = facts.bytes_of(choice) if facts else 0
             seconds = facts.seconds_of(choice) if facts else 0.0
             words = [f"about {size(needed)}" if needed else "", f"{figures.time_left(seconds)}" if seconds else ""]
-            card.cost.setText(" · ".join(word for word in words if word) or self.flow.card_problem
+            card.cost.setText(" · ".join(word for word in words if word) or self.state.card_problem
                               or "Looking at the base model…")
-            theme.set_role(card, "card-chosen" if target == self.flow.choice.to else "card")
+            theme.set_role(card, "card-chosen" if target == self.state.choice.to else "card")
 
     @Slot()
     def _toggled(self) -> None:
         for target, card in self.cards.items():
             if card.radio.isChecked():
-                self.flow.choose_target(target)
+                self.state.choose_target(target)
         self.show_costs()
 
 
 class DetailsPage(ExportPage):
     """3: number type, size of the files, folder."""
 
-    def __init__(self) -> None:
-        super().__init__("3 of 5 · Details", "How and where the files are written.")
+    def __init__(self, state: ExportState) -> None:
+        super().__init__(state, "3 of 5 · Details", "How and where the files are written.")
         self.dtype = QComboBox()
         self.dtype.setAccessibleName("Number type")
         self.dtype_help = label("", "help", wrap=True)
@@ -192,7 +192,7 @@ class DetailsPage(ExportPage):
 
     def initializePage(self) -> None:  # noqa: N802
         """Offer what fits the target."""
-        choice, facts = self.flow.choice, self.flow.facts
+        choice, facts = self.state.choice, self.state.facts
         merged = choice.to == "merged"
         kept = facts.config.adapter.save_dtype if facts and not merged else (
             facts.card.dtype if facts and facts.card else "")
@@ -207,17 +207,15 @@ class DetailsPage(ExportPage):
         self._form.setRowVisible(self.shards, merged)
         self.dtype_help.setText("fp32 keeps the adapter's effect whole; 16-bit files are half the size and round it, "
                                 "by how much stands in the receipt.")
-        self.folder.setText(str(self.flow.choice.with_default_folder().out))
+        self.folder.setText(str(self.state.choice.with_default_folder().out))
         self._take()
 
     @Slot()
     def _take(self) -> None:
-        if self.wizard() is None:
-            return
         out = Path(self.folder.text().strip()).expanduser()
-        self.flow.choice = replace(self.flow.choice, dtype=cast(ExportDtype, self.dtype.currentData() or "base"),
+        self.state.choice = replace(self.state.choice, dtype=cast(ExportDtype, self.dtype.currentData() or "base"),
                                    shard_bytes=self.shards.currentData() or 0, out=out)
-        needed = self.flow.facts.bytes_of(self.flow.choice) if self.flow.facts else 0
+        needed = self.state.facts.bytes_of(self.state.choice) if self.state.facts else 0
         message, hint = folder_problem(self.folder.text(), needed)
         self.problem.set_problem(f"{message} {hint}".strip())
         self.folder.setProperty("wrong", bool(message))
@@ -242,7 +240,7 @@ class DetailsPage(ExportPage):
         if chosen:
             path = Path(chosen)
             if any(path.iterdir()):  # a folder in use holds the new one
-                path = path / self.flow.choice.with_default_folder().out.name
+                path = path / self.state.choice.with_default_folder().out.name
             self.folder.setText(str(path))
 
     def isComplete(self) -> bool:  # noqa: N802

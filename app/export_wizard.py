@@ -1,7 +1,6 @@
-"""The export wizard: What, Where to, Details, Work, Receipt."""
+"""The export wizard: from a run to an adapter or a merged model, with a receipt."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from PySide6.QtCore import QSize, Qt, QTimer, Signal, Slot
@@ -9,16 +8,14 @@ from PySide6.QtGui import QCloseEvent
 from PySide6.QtWidgets import QWidget, QWizard
 
 from app import theme
-from app.export_choice import ExportChoice, ExportFacts, Target
+from app.export_choice import ExportChoice
 from app.export_pages import DetailsPage, WhatPage, WherePage
+from app.export_state import ExportState
 from app.export_work import ReceiptPage, WorkPage
 from app.operations import Operations
 from app.run_list import runs_with_adapters
-from core import events
-from core.errors import CoreError, describe
-from core.jobs import InspectModel
+from core.errors import describe
 from core.paths import runs_root
-from core.runs.folder import RunFolder
 
 
 class ExportWizard(QWizard):
@@ -37,11 +34,20 @@ class ExportWizard(QWizard):
     def __init__(self, operations: Operations, run_dir: Path | None = None, checkpoint: str = "",
                  root: Callable[[], Path] = runs_root, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.operations = operations
-        self.choice = ExportChoice(run_dir or Path(), checkpoint)
-        self.facts: ExportFacts | None = None
-        self.card_problem = ""
-        self.closing = False
+        self.state = ExportState(operations, ExportChoice(run_dir or Path(), checkpoint), self)
+        self._closing = False
+        self._set_look()
+        self.currentIdChanged.connect(lambda _page: QTimer.singleShot(0, self, self._show_back))
+        self.what, self.where, self.details = WhatPage(self.state), WherePage(self.state), DetailsPage(self.state)
+        self.work, self.receipt_page = WorkPage(self.state), ReceiptPage(self.state)
+        for page in (self.what, self.where, self.details, self.work, self.receipt_page):
+            self.addPage(page)
+        self.work.busy_changed.connect(self._busy_changed)
+        self.receipt_page.chat_requested.connect(self._try_in_chat)
+        self._fill_runs(root, run_dir, checkpoint)
+        self.resize(self.sizeHint())
+
+    def _set_look(self) -> None:
         self.setWindowTitle("Export")
         self.setWizardStyle(QWizard.WizardStyle.ModernStyle)
         self.setTitleFormat(Qt.TextFormat.PlainText)
@@ -54,66 +60,36 @@ class ExportWizard(QWizard):
                                   (QWizard.WizardButton.FinishButton, "Done", "primary")):
             self.setButtonText(kind, words)
             theme.set_role(self.button(kind), role)
-        self.currentIdChanged.connect(lambda _page: QTimer.singleShot(0, self._show_back))
-        self.what, self.where, self.details = WhatPage(), WherePage(), DetailsPage()
-        self.work, self.receipt_page = WorkPage(), ReceiptPage()
-        for page in (self.what, self.where, self.details, self.work, self.receipt_page):
-            self.addPage(page)
-        self._fill_runs(root, run_dir, checkpoint)
-        self.resize(self.sizeHint())
 
     def _fill_runs(self, root: Callable[[], Path], run_dir: Path | None, checkpoint: str) -> None:
         try:
             self.what.picker.set_runs(runs_with_adapters(root()))
         except OSError as error:
-            self.card_problem = describe(error).message
+            self.what.show_problem(describe(error).message)
+            return
         if run_dir is not None:
             self.what.picker.choose(run_dir, checkpoint)
 
-    def choose_run(self, run_dir: Path, checkpoint: str, adapter: Path) -> str:
-        """Take a run as what is exported. Returns what is wrong with it, "" if nothing."""
-        self.choice = replace(self.choice, run_dir=run_dir, checkpoint=checkpoint)
-        self.facts = None
-        try:
-            config = RunFolder(run_dir).config()
-            weights = (adapter / "adapter_model.safetensors").stat().st_size
-        except CoreError as error:
-            return f"{error.message} {error.hint}".strip()
-        except OSError as error:
-            return describe(error).message
-        self.facts = ExportFacts(config, weights)
-        self._inspect(config.model.path)
-        return ""
-
-    def choose_target(self, target: Target) -> None:
-        """Adapter or merged; the number type goes back to the natural one."""
-        if target != self.choice.to:
-            self.choice = replace(self.choice, to=target, dtype="base")
+    @Slot(bool)
+    def _busy_changed(self, busy: bool) -> None:
+        """The work has begun or ended: go on to the receipt, or close if that was asked meanwhile."""
+        self._show_back()
+        if busy:
+            return
+        if self._closing:
+            self.reject()
+        elif self.state.receipt is not None:
+            self.next()
 
     @Slot()
     def _show_back(self) -> None:
-        self.show_busy(self.work.busy)
-
-    def show_busy(self, busy: bool) -> None:
         """While the engine works there is no way back."""
-        self.button(QWizard.WizardButton.BackButton).setEnabled(not busy)
+        self.button(QWizard.WizardButton.BackButton).setEnabled(not self.work.busy)
 
-    def _inspect(self, model: str) -> None:
-        """Ask for the base model's size: it tells what a merged model takes."""
-        self.card_problem = ""
-        operation = self.operations.work(InspectModel(model), latest="export inspect")
-        operation.on(events.ModelInspected, self._inspected_model).on(events.Failed, self._not_inspected).start()
-
-    @Slot(object)
-    def _inspected_model(self, event: events.ModelInspected) -> None:
-        if self.facts is not None:
-            self.facts = replace(self.facts, card=event.card)
-            self.where.show_costs()
-
-    @Slot(object)
-    def _not_inspected(self, failure: events.Failed) -> None:
-        self.card_problem = failure.message
-        self.where.show_costs()
+    @Slot()
+    def _try_in_chat(self) -> None:
+        self.chat_requested.emit(self.state.choice.run_dir)
+        self.accept()
 
     def reject(self) -> None:
         """Cancel: first the work, which leaves nothing behind; the wizard closes when nothing runs."""
@@ -125,7 +101,7 @@ class ExportWizard(QWizard):
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802 -- Qt's name
         """Closing the window during the work cancels it and closes afterwards."""
         if self.work.busy:
-            self.closing = True
+            self._closing = True
             self.work.cancel()
             event.ignore()
             return

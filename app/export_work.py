@@ -2,13 +2,14 @@
 
 import time
 
-from PySide6.QtCore import QUrl, Slot
+from PySide6.QtCore import QUrl, Signal, Slot
 from PySide6.QtGui import QDesktopServices, QGuiApplication
 from PySide6.QtWidgets import QProgressBar, QVBoxLayout
 
 from app import figures, theme
 from app.errors import report
 from app.export_pages import ExportPage
+from app.export_state import ExportState
 from app.operations import Operation
 from app.receipt_view import ReceiptView
 from app.widgets import ProblemLine, button, label, row
@@ -16,10 +17,15 @@ from core import events
 
 
 class WorkPage(ExportPage):
-    """4: the engine works; Cancel leaves nothing behind."""
+    """4: the engine works; Cancel leaves nothing behind.
 
-    def __init__(self) -> None:
-        super().__init__("4 of 5 · Work", "The files are written, read again and compared.")
+    Signals: `busy_changed(bool)` when the work has begun or ended.
+    """
+
+    busy_changed = Signal(bool)
+
+    def __init__(self, state: ExportState) -> None:
+        super().__init__(state, "4 of 5 · Work", "The files are written, read again and compared.")
         self.stage = label("", "strong")
         self.left = label("", "help")
         self.bar = QProgressBar()
@@ -28,7 +34,6 @@ class WorkPage(ExportPage):
         self.problem = ProblemLine()
         self.report_button = button("Copy report", self._copy_report, icon="copy")
         self.retry_button = button("Try again", self._start, icon="arrow-clockwise")
-        self.receipt: events.Receipt | None = None
         self._failure: events.Failed | None = None
         self._operation: Operation | None = None
         self._stage_began = 0.0
@@ -51,19 +56,19 @@ class WorkPage(ExportPage):
         self._start()
 
     def _start(self) -> None:
-        self.receipt, self._failure = None, None
+        self.state.receipt, self._failure = None, None
         self.problem.set_problem("")
         self.report_button.hide()
         self.retry_button.hide()
         self._show("Waiting for the engine…", 0, 0)
-        operation = self.flow.operations.work(self.flow.choice.job())
+        operation = self.state.operations.work(self.state.choice.job())
         operation.on(events.Progress, self._progress).on(events.ReceiptReady, self._receipt_came)
         operation.on(events.Failed, self._failed)
         operation.finished.connect(self._finished)
         operation.cancelled.connect(self._cancelled)
         operation.ended.connect(self._ended)
         self._operation = operation
-        self.flow.show_busy(True)
+        self.busy_changed.emit(True)
         operation.start()
         self.completeChanged.emit()
 
@@ -92,11 +97,11 @@ class WorkPage(ExportPage):
 
     @Slot(object)
     def _receipt_came(self, event: events.ReceiptReady) -> None:
-        self.receipt = event.receipt
+        self.state.receipt = event.receipt
 
     @Slot(object)
     def _failed(self, failure: events.Failed) -> None:
-        self._failure = failure
+        self.state.receipt, self._failure = None, failure
         self._stop_bar("Not exported")
         self.problem.set_problem(f"{failure.message} {failure.hint}".strip())
         self.report_button.setText("Copy report")
@@ -110,19 +115,15 @@ class WorkPage(ExportPage):
 
     @Slot(object)
     def _finished(self, _result: events.Result) -> None:
-        if self.receipt is None:  # never shown as a success: nothing proves it
+        if self.state.receipt is None:  # never shown as a success: nothing proves it
             self._failed(events.Failed("The export was written, but the engine sent no receipt for it.",
                                        "Try again, or check the files yourself."))
 
     @Slot()
     def _ended(self) -> None:
         self._operation = None
-        self.flow.show_busy(False)
         self.completeChanged.emit()
-        if self.flow.closing:
-            self.flow.reject()
-        elif self.receipt is not None and self._failure is None:
-            self.flow.next()
+        self.busy_changed.emit(False)
 
     def _stop_bar(self, words: str) -> None:
         self.stage.setText(words)
@@ -137,19 +138,24 @@ class WorkPage(ExportPage):
 
     def isComplete(self) -> bool:  # noqa: N802
         """There is a receipt to show."""
-        return not self.busy and self.receipt is not None
+        return not self.busy and self.state.receipt is not None
 
 
 class ReceiptPage(ExportPage):
-    """5: the proof."""
+    """5: the proof.
 
-    def __init__(self) -> None:
-        super().__init__("5 of 5 · Receipt", "What was read back from the disk, compared with base + adapter.")
+    Signals: `chat_requested()`: try the run in Chat.
+    """
+
+    chat_requested = Signal()
+
+    def __init__(self, state: ExportState) -> None:
+        super().__init__(state, "5 of 5 · Receipt", "What was read back from the disk, compared with base + adapter.")
         self.view = ReceiptView()
         self.open_button = button("Open folder", self._open, icon="folder-open")
         self.copy_button = button("Copy command", self._copy, icon="copy",
                                   tip="The command line that makes the same export")
-        self.chat_button = button("Try in Chat", self._chat, icon="chats")
+        self.chat_button = button("Try in Chat", self.chat_requested.emit, icon="chats")
         layout = QVBoxLayout(self)
         layout.setSpacing(12)
         layout.addWidget(self.view, 1)
@@ -158,18 +164,14 @@ class ReceiptPage(ExportPage):
 
     def initializePage(self) -> None:  # noqa: N802
         """Show the receipt that the work brought."""
-        receipt = self.flow.work.receipt
+        receipt = self.state.receipt
         if receipt is not None:
             self.view.show_receipt(receipt)
         self.copy_button.setText("Copy command")
 
     def _open(self) -> None:
-        QDesktopServices.openUrl(QUrl.fromLocalFile(str(self.flow.choice.out)))
+        QDesktopServices.openUrl(QUrl.fromLocalFile(str(self.state.choice.out)))
 
     def _copy(self) -> None:
-        QGuiApplication.clipboard().setText(self.flow.choice.command())
+        QGuiApplication.clipboard().setText(self.state.choice.command())
         self.copy_button.setText("Copied")
-
-    def _chat(self) -> None:
-        self.flow.chat_requested.emit(self.flow.choice.run_dir)
-        self.flow.accept()

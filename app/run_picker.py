@@ -82,7 +82,9 @@ class RunPicker(QWidget):
 
     def _select(self, path: Path | None, checkpoint: str) -> None:
         index = self._index_of(path)
-        self.run_box.setCurrentIndex(index if index >= 0 else 0)
+        if index < 0 and (self._none or path is None):
+            index = 0  # else nothing: another run must not slip in for one that is gone
+        self.run_box.setCurrentIndex(index)
         self._fill_checkpoints()
         for place in range(self.checkpoint_box.count()):
             if self.checkpoint_box.itemData(place).checkpoint == checkpoint:

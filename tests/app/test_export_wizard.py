@@ -64,7 +64,7 @@ def open_wizard(qtbot: QtBot, run: Path, engine: Engine) -> ExportWizard:
     wizard = ExportWizard(Operations(FakeClient(engine.script), engine.client), run, root=lambda: run.parent)
     qtbot.addWidget(wizard)
     wizard.show()
-    qtbot.waitUntil(lambda: wizard.facts is not None and wizard.facts.card is not None, timeout=5000)
+    qtbot.waitUntil(lambda: wizard.state.facts is not None and wizard.state.facts.card is not None, timeout=5000)
     return wizard
 
 
@@ -203,9 +203,9 @@ def test_a_disk_that_is_too_small_is_refused(tmp_path: Path, monkeypatch: pytest
 
 def test_sizes_follow_the_choice(qtbot: QtBot, run: Path) -> None:
     wizard = open_wizard(qtbot, run, Engine())
-    facts = wizard.facts
+    facts = wizard.state.facts
     assert facts is not None
-    choice = wizard.choice
+    choice = wizard.state.choice
     assert facts.bytes_of(choice) == 1000
     assert facts.bytes_of(dataclasses.replace(choice, dtype="bf16")) == 500
     merged = dataclasses.replace(choice, to="merged")
@@ -247,3 +247,18 @@ def test_a_run_without_adapter_can_not_be_exported(qtbot: QtBot, tmp_path: Path)
     qtbot.addWidget(wizard)
     wizard.show()
     assert not wizard.what.isComplete()
+    assert "no run with an adapter" in wizard.what._problem.text
+
+
+def test_another_run_never_slips_in_for_one_without_adapter(qtbot: QtBot, tmp_path: Path) -> None:
+    make_run(tmp_path / "runs", "good")
+    run = make_run(tmp_path / "runs", "empty", trained=False).path
+    engine = Engine()
+    wizard = ExportWizard(Operations(FakeClient(engine.script), engine.client), run, root=lambda: run.parent)
+    qtbot.addWidget(wizard)
+    wizard.show()
+    assert wizard.what.picker.run is None and not wizard.what.isComplete()
+    assert "has no adapter" in wizard.what._problem.text
+    wizard.what.picker.run_box.setCurrentIndex(0)
+    assert wizard.state.choice.run_dir.name == "good" and wizard.what.isComplete()
+    qtbot.waitUntil(lambda: wizard.state.facts is not None and wizard.state.facts.card is not None, timeout=5000)

@@ -98,7 +98,7 @@ def test_train_compare_and_export_merged_with_a_green_receipt(qtbot: QtBot, wind
     _press(qtbot, wizard.button(QWizard.WizardButton.NextButton))
     qtbot.waitUntil(lambda: wizard.currentPage() is wizard.where, timeout=5_000)
     qtbot.mouseClick(wizard.where.cards["merged"], Qt.MouseButton.LeftButton)
-    assert wizard.choice.to == "merged"
+    assert wizard.state.choice.to == "merged"
     _press(qtbot, wizard.button(QWizard.WizardButton.NextButton))
     wizard.details.folder.setText(str(tmp_path / "merged"))
     qtbot.waitUntil(wizard.details.isComplete, timeout=5_000)

@@ -1,0 +1,75 @@
+"""What the pages of the export wizard share: the choice, what is known of it, and what came of the work."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from PySide6.QtCore import QObject, Signal, Slot
+
+from app.export_choice import ExportChoice, ExportFacts, Target
+from app.operations import Operations
+from core import events
+from core.errors import CoreError, describe
+from core.jobs import InspectModel
+from core.runs.folder import RunFolder
+
+
+class ExportState(QObject):
+    """Changed by the pages in turn; none of them knows the others or the wizard.
+
+    Args:
+        operations: runs the jobs.
+        choice: what is chosen at first.
+
+    Signals: `facts_changed()` when the base model was looked at.
+    """
+
+    facts_changed = Signal()
+
+    def __init__(self, operations: Operations, choice: ExportChoice, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self.operations = operations
+        self.choice = choice
+        self.facts: ExportFacts | None = None
+        self.card_problem = ""
+        self.receipt: events.Receipt | None = None
+
+    def choose_run(self, run_dir: Path, checkpoint: str, adapter: Path) -> str:
+        """Take a run as what is exported. Returns what is wrong with it, "" if nothing."""
+        self.choice = replace(self.choice, run_dir=run_dir, checkpoint=checkpoint)
+        self.facts = None
+        try:
+            config = RunFolder(run_dir).config()
+            weights = (adapter / "adapter_model.safetensors").stat().st_size
+        except CoreError as error:
+            return f"{error.message} {error.hint}".strip()
+        except OSError as error:
+            return describe(error).message
+        self.facts = ExportFacts(config, weights)
+        self._inspect(config.model.path)
+        return ""
+
+    def forget_run(self) -> None:
+        """No run is chosen."""
+        self.facts = None
+
+    def choose_target(self, target: Target) -> None:
+        """Adapter or merged; the number type goes back to the natural one."""
+        if target != self.choice.to:
+            self.choice = replace(self.choice, to=target, dtype="base")
+
+    def _inspect(self, model: str) -> None:
+        """Ask for the base model's size: it tells what a merged model takes."""
+        self.card_problem = ""
+        operation = self.operations.work(InspectModel(model), latest="export inspect")
+        operation.on(events.ModelInspected, self._inspected).on(events.Failed, self._not_inspected).start()
+
+    @Slot(object)
+    def _inspected(self, event: events.ModelInspected) -> None:
+        if self.facts is not None:
+            self.facts = replace(self.facts, card=event.card)
+            self.facts_changed.emit()
+
+    @Slot(object)
+    def _not_inspected(self, failure: events.Failed) -> None:
+        self.card_problem = failure.message
+        self.facts_changed.emit()
