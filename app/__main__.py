@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"The window needs shared libraries that this system lacks: {', '.join(missing)}.", file=sys.stderr)
         print(qt_libraries.advice(missing), file=sys.stderr)
         return 1
-    from app.window import run_window  # noqa: PLC0415 - Qt is loaded only after its libraries were found
+    from app.program import run_window  # noqa: PLC0415 - Qt is loaded only after its libraries were found
 
     return run_window()
 

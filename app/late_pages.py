@@ -3,64 +3,69 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PySide6.QtWidgets import QWidget
+from PySide6.QtWidgets import QDialog, QWidget
 
-if TYPE_CHECKING:
+from app.actions import Actions
+from app.draft import Draft
+from app.operations import Operations
+from app.run_session import RunSession
+
+if TYPE_CHECKING:  # for the types alone: importing them is what is put off
     from app.pages.chat import ChatPage
     from app.pages.runs import RunsPage
     from app.pages.train import TrainPage
-    from app.window import MainWindow
 
 
-def make_train(window: "MainWindow") -> "TrainPage":
+def make_train(session: RunSession, actions: Actions) -> "TrainPage":
     """The Train page, listening to the run that goes on."""
     from app.pages.train import TrainPage  # noqa: PLC0415 -- imports pyqtgraph
 
-    page, session = TrainPage(), window.session
+    page = TrainPage()
     session.began.connect(page.begin)
     session.happened.connect(page.on_event)
     session.ended.connect(page.end_run)
     session.paused_changed.connect(page.set_paused)
-    page.start_requested.connect(window.start_training)
-    page.resume_requested.connect(window.resume_training)
-    page.chat_requested.connect(window.chat_with)
-    page.export_requested.connect(window.export)
+    page.start_requested.connect(actions.start_training)
+    page.resume_requested.connect(actions.resume_training)
+    page.chat_requested.connect(actions.chat_with)
+    page.export_requested.connect(actions.export)
     return page
 
 
-def make_runs(window: "MainWindow") -> "RunsPage":
+def make_runs(session: RunSession, actions: Actions) -> "RunsPage":
     """The Runs page."""
     from app.pages.runs import RunsPage  # noqa: PLC0415 -- imports pyqtgraph
 
     page = RunsPage()
-    page.open_requested.connect(window.show_run)
-    page.start_requested.connect(lambda: window.show_page("train"))
-    page.resume_requested.connect(window.resume_training)
-    page.repeat_requested.connect(window.repeat)
-    page.chat_requested.connect(window.chat_with)
-    page.export_requested.connect(window.export)
-    window.session.began.connect(lambda _run: page.refresh())
-    window.session.ended.connect(page.refresh)
+    page.open_requested.connect(actions.show_run)
+    page.start_requested.connect(lambda: actions.show_page("train"))
+    page.resume_requested.connect(actions.resume_training)
+    page.repeat_requested.connect(actions.repeat)
+    page.chat_requested.connect(actions.chat_with)
+    page.export_requested.connect(actions.export)
+    page.renamed.connect(actions.run_moved)
+    page.deleted.connect(actions.run_deleted)
+    session.began.connect(lambda _run: page.refresh())
+    session.ended.connect(page.refresh)
     return page
 
 
-def make_chat(window: "MainWindow") -> "ChatPage":
+def make_chat(operations: Operations, draft: Draft, session: RunSession, actions: Actions) -> "ChatPage":
     """The Chat page."""
     from app.pages.chat import ChatPage  # noqa: PLC0415
 
-    page = ChatPage(window.operations)
-    page.train_requested.connect(lambda: window.show_page("train"))
-    page.set_base(window.draft.config.model.path)
-    window.draft.config_changed.connect(lambda config: page.set_base(config.model.path))
-    window.session.ended.connect(page.refresh_runs)
+    page = ChatPage(operations)
+    page.train_requested.connect(lambda: actions.show_page("train"))
+    page.set_base(draft.config.model.path)
+    draft.config_changed.connect(lambda config: page.set_base(config.model.path))
+    session.ended.connect(page.refresh_runs)
     return page
 
 
-def open_export_wizard(window: "MainWindow", run_dir: Path) -> QWidget:
+def make_export_wizard(operations: Operations, actions: Actions, run_dir: Path, parent: QWidget) -> QDialog:
     """The export wizard for a run."""
     from app.export_wizard import ExportWizard  # noqa: PLC0415
 
-    wizard = ExportWizard(window.operations, run_dir, parent=window)
-    wizard.chat_requested.connect(window.chat_with)
-    wizard.open()
+    wizard = ExportWizard(operations, run_dir, parent=parent)
+    wizard.chat_requested.connect(actions.chat_with)
     return wizard

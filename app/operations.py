@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 from PySide6.QtCore import QObject, Signal, Slot
+from shiboken6 import isValid
 
 from app.engine_thread import EngineThread
 from core.control import Control
@@ -22,7 +23,12 @@ Role = Literal["train", "work"]
 
 
 class Client(Protocol):
-    """What operations need of core.engine.client.EngineClient."""
+    """What the window needs of core.engine.client.EngineClient."""
+
+    @property
+    def state(self) -> str:
+        """starting, idle, busy, crashed or closed."""
+        ...
 
     def start(self) -> None:
         """Start the engine process without waiting for it."""
@@ -119,7 +125,7 @@ class Operation(QObject):
             return
         self.happened.emit(event)
         for kind, slot in self._slots:
-            if isinstance(event, kind):
+            if isinstance(event, kind) and _alive(slot):
                 slot(event)
 
     @Slot()
@@ -141,6 +147,12 @@ class Operation(QObject):
     def _end(self) -> None:
         self.ended.emit()
         self.deleteLater()
+
+
+def _alive(slot: Callable[[Any], object]) -> bool:
+    """False for a method of a Qt object that was deleted meanwhile: a dialog closed before its answer came."""
+    owner = getattr(slot, "__self__", None)
+    return not isinstance(owner, QObject) or isValid(owner)
 
 
 class _Line:

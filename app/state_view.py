@@ -1,13 +1,13 @@
 """What the side bar and the bars say: which page is ready, why Start is disabled, what the engine does."""
 
-from typing import TYPE_CHECKING
-
-from app.sidebar import Sign
+from app.bars import StatusLine, TopBar
+from app.draft import Draft
+from app.menus import Menus
+from app.operations import Operations
+from app.run_session import RunSession
+from app.sidebar import Sidebar, Sign
 from core import words
 from core.estimate import Problem, planned_steps
-
-if TYPE_CHECKING:
-    from app.window import MainWindow
 
 SECTIONS = {"model": ("model",), "data": ("data",), "method": ("adapter", "training")}
 JOB_WORDS = {
@@ -20,22 +20,23 @@ JOB_WORDS = {
 class StateView:
     """Puts the state of the draft, the run and the engines on the frame of the window."""
 
-    def __init__(self, window: "MainWindow") -> None:
-        self._window = window
-        self._draft = window.draft
+    def __init__(self, draft: Draft, session: RunSession, operations: Operations, *, sidebar: Sidebar, top: TopBar,
+                 status: StatusLine, menus: Menus) -> None:
+        self._draft, self._session, self._operations = draft, session, operations
+        self._sidebar, self._top, self._status, self._menus = sidebar, top, status, menus
 
     def show(self) -> None:
         """Signs of the pages, Start, the menus and the line below."""
-        window, draft, active = self._window, self._draft, self._window.session.active
+        draft, active = self._draft, self._session.active
         for key, sections in SECTIONS.items():
             found = [problem for section in sections for problem in draft.problems_of(section)]
-            window.sidebar.set_sign(key, self._sign(key, found), found[0].message if found else "")
-        window.sidebar.set_sign("train", "running" if active else "none")
+            self._sidebar.set_sign(key, self._sign(key, found), found[0].message if found else "")
+        self._sidebar.set_sign("train", "running" if active else "none")
         reason = self.why_not()
-        window.top.set_ready(draft.ready, reason)
-        window.menus.show_session(active, draft.ready)
+        self._top.set_ready(draft.ready, reason)
+        self._menus.show_session(active, draft.ready)
         if not active:
-            window.status.show_idle(reason or self._ready_words())
+            self._status.show_idle(reason or self._ready_words())
 
     def why_not(self) -> str:
         """Why the run can not be started; "" if it can."""
@@ -46,10 +47,10 @@ class StateView:
 
     def show_engines(self) -> None:
         """The dot and the words at the foot of the side bar."""
-        window, engine = self._window, self._window.sidebar.engine
-        states = {role: getattr(window.operations.client(role), "state", "idle") for role in ("train", "work")}
-        current = window.operations.current("work")
-        if window.session.active:
+        engine = self._sidebar.engine
+        states = {role: self._operations.client(role).state for role in ("train", "work")}
+        current = self._operations.current("work")
+        if self._session.active:
             engine.show_state("busy", "Engine training")
         elif "crashed" in states.values():
             engine.show_state("crashed", "Engine crashed")

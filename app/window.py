@@ -1,41 +1,55 @@
 """The window: side bar, bars, pages, and what connects them. Pages know nothing of each other."""
 
-import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
 
-from PySide6.QtCore import QObject, QTimer, Signal, Slot
+from PySide6.QtCore import Qt, QTimer, Slot
 from PySide6.QtGui import QCloseEvent, QShowEvent
-from PySide6.QtWidgets import QApplication, QFileDialog, QHBoxLayout, QMainWindow, QStackedWidget, QVBoxLayout, QWidget
+from PySide6.QtWidgets import (
+    QApplication,
+    QDialog,
+    QFileDialog,
+    QHBoxLayout,
+    QMainWindow,
+    QStackedWidget,
+    QVBoxLayout,
+    QWidget,
+)
 
 from app import late_pages, theme
+from app.about_dialog import AboutDialog
 from app.bars import StatusLine, TopBar
 from app.close_dialog import ask_how_to_close
 from app.command_dialog import CommandDialog
 from app.draft import Draft, suggested_name
-from app.errors import ErrorDialog, ErrorHooks
+from app.errors import ErrorDialog
 from app.menus import Menus
-from app.messages import about_window
 from app.operations import Operations
 from app.pages.data import DataPage
 from app.pages.method import MethodPage
 from app.pages.model import ModelPage
 from app.run_session import RunSession, living_run
-from app.settings import Settings, restore_geometry
+from app.settings import Settings
 from app.sidebar import Sidebar
-from app.startup_probe import install_if_asked
 from app.state_view import StateView, page_of
 from app.widgets import line
 from core.config import RunConfig, load_config
-from core.engine.client import EngineClient
 from core.errors import CoreError
 from core.events import Failed
 from core.paths import SAMPLE, SAMPLE_RUN_FILE
 from core.runs.folder import RunFolder, new_run_path
 
+if TYPE_CHECKING:  # imported when they are first needed: they bring the plotting library
+    from app.pages.chat import ChatPage
+    from app.pages.train import TrainPage
+
 PREBUILD_MS = 400  # after the window is shown, between the pages that are built ahead
+
+
+class _FieldPage(Protocol):
+    def show_field(self, path: str) -> bool: ...
 
 
 class MainWindow(QMainWindow):
@@ -56,19 +70,21 @@ class MainWindow(QMainWindow):
         self._colours = colours
         self.draft = Draft(operations, parent=self)
         self.session = RunSession(operations, self)
-        self.dialog: QWidget | None = None  # the one that is open, kept alive
+        self.dialog: QDialog | None = None  # the newest that is open
         self._pages: dict[str, QWidget] = {}
         self._makers: dict[str, Callable[[], QWidget]] = {
             "model": lambda: ModelPage(self.draft, operations), "data": lambda: DataPage(self.draft, operations),
-            "method": lambda: MethodPage(self.draft), "train": lambda: late_pages.make_train(self),
-            "runs": lambda: late_pages.make_runs(self), "chat": lambda: late_pages.make_chat(self),
+            "method": lambda: MethodPage(self.draft), "train": lambda: late_pages.make_train(self.session, self),
+            "runs": lambda: late_pages.make_runs(self.session, self),
+            "chat": lambda: late_pages.make_chat(operations, self.draft, self.session, self),
         }
         self._closing = False
         self._shown = False
         self.sidebar, self.top, self.status, self.stack = Sidebar(), TopBar(), StatusLine(), QStackedWidget()
         self._build()
-        self.menus = Menus(self)
-        self.state_view = StateView(self)
+        self.menus = Menus(self.menuBar(), self, self.session, settings, self.draft.undo_stack)
+        self.state_view = StateView(self.draft, self.session, operations, sidebar=self.sidebar, top=self.top,
+                                    status=self.status, menus=self.menus)
         self._connect()
         if config is not None:
             self.draft.replace(config, name)
@@ -172,16 +188,12 @@ class MainWindow(QMainWindow):
     def open_data(self) -> None:
         """Let the person add data files."""
         self.show_page("data")
-        page = self.page("data")
-        assert isinstance(page, DataPage)
-        page.add_files()
+        cast(DataPage, self.page("data")).add_files()
 
     def open_model(self) -> None:
         """Let the person open a model folder."""
         self.show_page("model")
-        page = self.page("model")
-        assert isinstance(page, ModelPage)
-        page.open_folder()
+        cast(ModelPage, self.page("model")).open_folder()
 
     def open_run_file(self) -> None:
         """Let the person open a run file."""
@@ -261,7 +273,7 @@ class MainWindow(QMainWindow):
         self.status.begin()
         self.show_page("train")
         if not already_built:  # it was not there to hear of the beginning
-            self.page("train").begin(run_dir)  # type: ignore[attr-defined]
+            self._train_page().begin(run_dir)
 
     @Slot(object)
     def _run_failed(self, failed: Failed) -> None:
@@ -285,29 +297,37 @@ class MainWindow(QMainWindow):
         if found:
             target = page_of(found[0])
             self.show_page(target)
-            self.page(target).show_field(found[0].field)  # type: ignore[attr-defined]
+            cast(_FieldPage, self.page(target)).show_field(found[0].field)
         elif key:
             self.show_page(key)
 
     def show_run(self, run_dir: Path) -> None:
         """Show a run of the past on the Train page."""
         self.show_page("train")
-        self.page("train").show_run(run_dir)  # type: ignore[attr-defined]
+        self._train_page().show_run(run_dir)
+
+    def run_moved(self, before: Path, after: Path) -> None:
+        """A run folder has another name now: what shows it must not act on the old one."""
+        if "train" in self._pages:
+            self._train_page().run_moved(before, after)
+
+    def run_deleted(self, run_dir: Path) -> None:
+        """A run folder lies in the trash now."""
+        if "train" in self._pages:
+            self._train_page().run_deleted(run_dir)
 
     def chat_with(self, run_dir: Path) -> None:
         """Open the Chat page with a run."""
         self.show_page("chat")
-        self.page("chat").choose_run(run_dir)  # type: ignore[attr-defined]
+        cast("ChatPage", self.page("chat")).choose_run(run_dir)
 
     def export(self, run_dir: Path) -> None:
         """Open the export wizard for a run."""
-        self.dialog = late_pages.open_export_wizard(self, run_dir)
+        self._open(late_pages.make_export_wizard(self.operations, self, run_dir, self))
 
     def show_command(self) -> None:
         """Show the equivalent command line and run file."""
-        dialog = CommandDialog(self.draft.config, self.draft.name or suggested_name(self.draft.config), self)
-        self.dialog = dialog
-        dialog.open()
+        self._open(CommandDialog(self.draft.config, self.draft.name or suggested_name(self.draft.config), self))
 
     @Slot(object)
     def show_failure(self, failed: Failed, resume: Path | None = None) -> None:
@@ -315,12 +335,22 @@ class MainWindow(QMainWindow):
         dialog = ErrorDialog(failed, self, resumable=resume is not None)
         if resume is not None:
             dialog.accepted.connect(lambda: self.resume_training(resume))
-        self.dialog = dialog
-        dialog.open()
+        self._open(dialog)
 
     def about(self) -> None:
         """Version and license."""
-        self.dialog = about_window(metadata.version("lora-workbench"), self)
+        self._open(AboutDialog(metadata.version("lora-workbench"), self))
+
+    def _open(self, dialog: QDialog) -> None:
+        """Open a dialog over the window; it is gone for good when it is closed."""
+        dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        dialog.finished.connect(lambda _result: self._dialog_closed(dialog))
+        self.dialog = dialog
+        dialog.open()
+
+    def _dialog_closed(self, dialog: QDialog) -> None:
+        if self.dialog is dialog:
+            self.dialog = None
 
     def set_scheme(self, scheme: theme.Scheme) -> None:
         """Change the colours and remember it."""
@@ -332,9 +362,11 @@ class MainWindow(QMainWindow):
         self._tell_train()
 
     def _tell_train(self) -> None:
-        train = self._pages.get("train")
-        if train is not None:
-            train.set_ready(self.draft.ready, self.state_view.why_not())  # type: ignore[attr-defined]
+        if "train" in self._pages:
+            self._train_page().set_ready(self.draft.ready, self.state_view.why_not())
+
+    def _train_page(self) -> "TrainPage":
+        return cast("TrainPage", self.page("train"))
 
     @Slot()
     def show_engines(self) -> None:
@@ -365,34 +397,3 @@ class MainWindow(QMainWindow):
         self.settings.sync()
         self.operations.close(keep_training=keep)
         event.accept()
-
-
-class _EngineWatch(QObject):
-    """Brings an engine's change of state, told from any thread, into the window's."""
-
-    changed = Signal()
-
-
-def run_window(argv: Sequence[str] = ()) -> int:
-    """Open the window and return the exit code when it is closed."""
-    app = QApplication([sys.argv[0], *argv])
-    app.setApplicationName("LoRA Workbench")
-    settings = Settings()
-    hooks = ErrorHooks()
-    hooks.install()
-    watch = _EngineWatch()
-    operations = Operations(EngineClient("train", on_change=watch.changed.emit),
-                            EngineClient("work", on_change=watch.changed.emit))
-    window = MainWindow(operations, settings, theme.Theme(app, settings.scheme))
-    watch.changed.connect(window.show_engines)
-    hooks.failed.connect(window.show_failure)
-    restore_geometry(window, settings)
-    install_if_asked(window)
-    window.show()
-    code = app.exec()
-    hooks.remove()
-    if operations.busy:
-        # a thread still follows a run that goes on without us; a QThread must not be destroyed while it runs
-        sys.stdout.flush()
-        os._exit(code)
-    return code

@@ -20,6 +20,7 @@ class FakeClient:
         self.script = script
         self.jobs: list[Job] = []
         self.gate = threading.Event()
+        self.state = "idle"
 
     def start(self) -> None: ...
 

@@ -1,9 +1,12 @@
 """The walls between window and core, each checked in a fresh interpreter."""
 
+import ast
+import graphlib
 import json
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -43,7 +46,7 @@ def runs_modules() -> list[str]:
 
 
 def test_the_window_imports_no_torch():
-    assert loaded_after("import app.window", (*HEAVY, "core.__main__", "peft")) == []
+    assert loaded_after("import app.program", (*HEAVY, "core.__main__", "peft")) == []
 
 
 def test_every_page_of_the_window_imports_no_torch():
@@ -72,6 +75,26 @@ def test_quick_sub_commands_import_neither_torch_nor_qt(arguments: list[str], tm
                  f"try:\n    code = main({arguments!r})\nexcept SystemExit as ended:\n    code = ended.code\n"
                  "assert code == 0, code")
     assert loaded_after(statement, (*HEAVY, *WINDOW[:-1])) == []
+
+
+def test_nothing_in_the_window_imports_in_a_circle():
+    """Imports within functions and for types alone count, too: they hide a circle, they do not open it."""
+    names = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path
+             for path in (REPOSITORY / "app").rglob("*.py") if path.stem != "__init__"}
+    imported = {name: {found for found in _imports_of(path) if found in names} for name, path in names.items()}
+    try:
+        list(graphlib.TopologicalSorter(imported).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def _imports_of(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def test_the_contracts_between_the_rooms_hold():

@@ -148,6 +148,19 @@ class TrainPage(QWidget):
         if self._live is not None:
             self._show(self._live)
 
+    def run_moved(self, before: Path, after: Path) -> None:
+        """A run folder has another name now."""
+        for record in (self._live, self._shown):
+            if record is not None and record.run_dir == before:
+                record.run_dir = after
+
+    def run_deleted(self, run_dir: Path) -> None:
+        """A run folder is gone: its curves stay in sight, but nothing can be done with it any more."""
+        for record in (self._live, self._shown):
+            if record is not None and record.run_dir == run_dir:
+                record.run_dir = None
+        self._refresh()
+
     @property
     def record(self) -> RunRecord | None:
         """The run that is shown."""
@@ -269,7 +282,7 @@ class TrainPage(QWidget):
         done = not record.active and record.step is not None and record.run_dir is not None
         self.chat_button.setVisible(done and record.state != "failed")
         self.export_button.setVisible(done and record.state != "failed")
-        self.resume_button.setVisible(record.can_resume)
+        self.resume_button.setVisible(record.can_resume and record.run_dir is not None)
         if self.report_button.isVisibleTo(self) and record.failure is None:
             self.report_button.setText("Copy report")
         self.report_button.setVisible(record.failure is not None)

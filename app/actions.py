@@ -1,0 +1,87 @@
+"""What menus and pages may ask of the window: its public doings, so that nothing else need know the window."""
+
+from pathlib import Path
+from typing import Protocol
+
+from app.theme import Scheme
+from core.config import RunConfig
+
+
+class Actions(Protocol):
+    """Implemented by `app.window.MainWindow`."""
+
+    def show_page(self, key: str) -> None:
+        """Open a page."""
+        ...
+
+    def open_data(self) -> None:
+        """Let the person add data files."""
+        ...
+
+    def open_model(self) -> None:
+        """Let the person open a model folder."""
+        ...
+
+    def open_run_file(self) -> None:
+        """Let the person open a run file."""
+        ...
+
+    def open_recent(self, path: str) -> None:
+        """A run file or a data file that was open before."""
+        ...
+
+    def open_sample(self) -> None:
+        """Choose the sample with its own settings."""
+        ...
+
+    def start_training(self) -> None:
+        """Start the run as it is put together."""
+        ...
+
+    def resume_training(self, run_dir: Path) -> None:
+        """Go on with a run from its last checkpoint."""
+        ...
+
+    def pause_or_go_on(self) -> None:
+        """Pause the run, or end the pause."""
+        ...
+
+    def repeat(self, config: RunConfig) -> None:
+        """Take over the config of a run, to change and start again."""
+        ...
+
+    def show_run(self, run_dir: Path) -> None:
+        """Show a run of the past."""
+        ...
+
+    def run_moved(self, before: Path, after: Path) -> None:
+        """A run folder has another name now."""
+        ...
+
+    def run_deleted(self, run_dir: Path) -> None:
+        """A run folder lies in the trash now."""
+        ...
+
+    def chat_with(self, run_dir: Path) -> None:
+        """Try a run in Chat."""
+        ...
+
+    def export(self, run_dir: Path) -> None:
+        """Open the export wizard for a run."""
+        ...
+
+    def show_command(self) -> None:
+        """Show the equivalent command line and run file."""
+        ...
+
+    def set_scheme(self, scheme: Scheme) -> None:
+        """Change the colours and remember it."""
+        ...
+
+    def about(self) -> None:
+        """Version and license."""
+        ...
+
+    def close(self) -> bool:
+        """Close the window; False if the person would rather not."""
+        ...
