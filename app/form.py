@@ -9,7 +9,8 @@ from PySide6.QtCore import Signal
 from PySide6.QtWidgets import QGridLayout, QVBoxLayout, QWidget
 
 from app import theme
-from app.fields import FieldEditor, extra, make_editor, title
+from app.field_editor import FieldEditor, extra, title
+from app.fields import make_editor
 from app.widgets import ProblemLine, button, label
 from core.estimate import Problem
 

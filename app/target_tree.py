@@ -17,7 +17,7 @@ from PySide6.QtWidgets import (
 from app import theme
 from app.widgets import button, plain_tip, row
 from core import words
-from core.config import TARGET_PRESETS, LoraConfig
+from core.config import TARGET_PRESETS, AdapterConfig, LoraConfig
 from core.errors import AdapterError
 from core.events import ModuleInfo
 from core.targets import ADAPTABLE, select_targets
@@ -42,7 +42,7 @@ class TargetTree(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self._modules: tuple[ModuleInfo, ...] = ()
-        self._adapter = LoraConfig()
+        self._adapter: AdapterConfig = LoraConfig()
         self._items: dict[str, QTreeWidgetItem] = {}
         self._groups: dict[str, list[ModuleInfo]] = {}
         self.presets: dict[str, QPushButton] = {}
@@ -93,7 +93,7 @@ class TargetTree(QWidget):
         blocker.unblock()
         self.set_adapter(self._adapter)
 
-    def set_adapter(self, adapter: LoraConfig) -> None:
+    def set_adapter(self, adapter: AdapterConfig) -> None:
         """Tick what the config chooses, without emitting `chosen`."""
         self._adapter = adapter
         chosen = {module.name for module in _selected(self._modules, adapter)}
@@ -105,7 +105,7 @@ class TargetTree(QWidget):
         self._settle.stop()
         self._mark_preset()
 
-    def set_rank(self, adapter: LoraConfig) -> None:
+    def set_rank(self, adapter: AdapterConfig) -> None:
         """Write what each row adds at another rank; ticks stay as they are."""
         self._adapter = adapter
         blocker = QSignalBlocker(self.tree)
@@ -189,7 +189,7 @@ def group_modules(modules: Sequence[ModuleInfo]) -> dict[str, list[ModuleInfo]]:
     return groups
 
 
-def as_config(modules: Sequence[ModuleInfo], ticked: set[str], adapter: LoraConfig) -> dict[str, object]:
+def as_config(modules: Sequence[ModuleInfo], ticked: set[str], adapter: AdapterConfig) -> dict[str, object]:
     """The config fields that choose exactly the ticked modules, in the shortest words.
 
     A preset's name where one equals the choice, else kinds ("q_proj") where whole kinds are
@@ -210,15 +210,15 @@ def as_config(modules: Sequence[ModuleInfo], ticked: set[str], adapter: LoraConf
     return values | {"adapter.target_modules": tuple(module.name for module in modules if module.name in ticked)}
 
 
-def _every_module(adapter: LoraConfig, modules: Sequence[ModuleInfo]) -> LoraConfig:
+def _every_module(adapter: AdapterConfig, modules: Sequence[ModuleInfo]) -> AdapterConfig:
     return adapter.model_copy(update={"target_modules": tuple(module.name for module in modules)})
 
 
-def _names(modules: Sequence[ModuleInfo], adapter: LoraConfig) -> set[str]:
+def _names(modules: Sequence[ModuleInfo], adapter: AdapterConfig) -> set[str]:
     return {module.name for module in _selected(modules, adapter)}
 
 
-def _selected(modules: Sequence[ModuleInfo], adapter: LoraConfig) -> list[ModuleInfo]:
+def _selected(modules: Sequence[ModuleInfo], adapter: AdapterConfig) -> list[ModuleInfo]:
     try:
         return select_targets(modules, adapter)
     except AdapterError:

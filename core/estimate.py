@@ -3,17 +3,16 @@
 Plain Python without torch, quick enough to be called at every key stroke of the form.
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.config import LoraConfig, RunConfig
+from core.adapter_shapes import BYTES, adapter_shapes, file_bytes, trained_parameters
+from core.config import RunConfig, TargetConfig
 from core.errors import AdapterError
 from core.events import DataScanned, ModelCard, ModuleInfo
-from core.targets import select_targets
+from core.targets import rank_of, select_targets
 
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 OPTIMIZER_BYTES = 16  # fp32 value, gradient and Adam's two moments of one trained parameter
 # What the training does is written here, where the estimate of its memory must agree with it.
 # Packs: large enough for matrix products near their peak, small enough for a short Stop and little
@@ -23,7 +22,6 @@ CHUNK_LOGITS = 16 * 2**20  # numbers of the output layer that are held at once: 
 PROCESS_BYTES = 450_000_000  # Python, torch and the tokenizer
 CUDA_CONTEXT_BYTES = 750_000_000
 FRAGMENTATION = 0.10
-SAFETENSORS_TYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 # these look positions up in a table of fixed length; a longer row can not be computed at all
 ABSOLUTE_POSITIONS = frozenset({"gpt2", "opt", "gpt_neo", "gpt_bigcode"})
 
@@ -66,7 +64,7 @@ def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None
         AdapterError: the target layers match nothing.
     """
     targets = select_targets(card.modules, config.adapter)
-    trainable = adapter_parameters(targets, config.adapter)
+    trainable = trained_parameters(targets, config.adapter)
     dtype, dtype_words = _computing_dtype(config)
     tokens = _tokens_at_once(config, scan)
     memory = {
@@ -80,36 +78,12 @@ def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None
     return Estimate(
         trainable_parameters=trainable,
         total_parameters=card.parameters,
-        adapter_bytes=adapter_file_bytes(targets, config.adapter),
+        adapter_bytes=file_bytes(adapter_shapes(targets, config.adapter), config.adapter.save_dtype),
         targets=tuple(targets),
         memory=memory,
         assumptions=(dtype_words, f"At most {tokens:,} tokens are computed at once.",
                      "The output layer is computed in pieces."),
     )
-
-
-def adapter_parameters(targets: list[ModuleInfo], adapter: LoraConfig) -> int:
-    """r · (in + out) for each adapted module (arXiv 2106.09685, section 4.2)."""
-    return sum(adapter.rank * (module.in_features + module.out_features) for module in targets)
-
-
-def adapter_file_bytes(targets: list[ModuleInfo], adapter: LoraConfig) -> int:
-    """The size of adapter_model.safetensors, its header included."""
-    bytes_each = BYTES[adapter.save_dtype]
-    shapes = {}
-    for module in targets:
-        name = f"base_model.model.{module.name}"
-        shapes[f"{name}.lora_A.weight"] = [adapter.rank, module.in_features]
-        shapes[f"{name}.lora_B.weight"] = [module.out_features, adapter.rank]
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name in sorted(shapes):
-        end = offset + math.prod(shapes[name]) * bytes_each
-        header[name] = {"dtype": SAFETENSORS_TYPES[adapter.save_dtype], "shape": shapes[name],
-                        "data_offsets": [offset, end]}
-        offset = end
-    length = len(json.dumps(header, separators=(",", ":")).encode())
-    return 8 + math.ceil(length / 8) * 8 + offset  # the length field; the header padded to 8; the numbers
 
 
 def _computing_dtype(config: RunConfig) -> tuple[str, str]:
@@ -174,7 +148,7 @@ def _file_problems(config: RunConfig) -> list[Problem]:
             for file in config.data.train if not Path(file).exists()]
 
 
-def _layer_range_problems(adapter: LoraConfig, card: ModelCard | None) -> list[Problem]:
+def _layer_range_problems(adapter: TargetConfig, card: ModelCard | None) -> list[Problem]:
     if adapter.last_layer is not None and adapter.first_layer > adapter.last_layer:
         return [Problem("adapter.first_layer", f"The first layer ({adapter.first_layer}) is above the last one "
                         f"({adapter.last_layer}).", "Make it smaller.")]
@@ -189,10 +163,11 @@ def _target_problems(config: RunConfig, card: ModelCard) -> list[Problem]:
         targets = select_targets(card.modules, config.adapter)
     except AdapterError as error:
         return [Problem("adapter.target_modules", error.message, error.hint)]
-    smallest = min(min(module.in_features, module.out_features) for module in targets)
-    if config.adapter.rank > smallest:
-        return [Problem("adapter.rank", f"The smallest target layer is only {smallest:,} wide; a higher rank can add "
-                        "nothing there.", f"Choose at most {smallest:,}.")]
+    for module in targets:
+        smallest = min(module.in_features, module.out_features)
+        if rank_of(module.name, config.adapter) > smallest:
+            return [Problem("adapter.rank", f"The target layer {module.name} is only {smallest:,} wide; a higher rank "
+                            "can add nothing there.", f"Choose at most {smallest:,}.")]
     return []
 
 

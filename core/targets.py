@@ -1,9 +1,11 @@
 """Which modules an adapter is put on. Plain Python, shared by injection, estimate and the form."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
-from core.config import LoraConfig
+from core.config import LowRankConfig, PatternedConfig, TargetConfig
 from core.errors import AdapterError
 from core.events import ModuleInfo
 
@@ -17,8 +19,10 @@ QUERY_VALUE_KINDS = frozenset({
 })
 ADAPTABLE = ("Linear", "Conv1D")
 
+Number = TypeVar("Number", int, float)
 
-def select_targets(modules: Sequence[ModuleInfo], adapter: LoraConfig) -> list[ModuleInfo]:
+
+def select_targets(modules: Sequence[ModuleInfo], adapter: TargetConfig) -> list[ModuleInfo]:
     """The modules that `adapter.target_modules` and its layer range choose, in the model's order.
 
     Raises:
@@ -59,6 +63,33 @@ def matches_suffix(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
+def rank_of(name: str, adapter: LowRankConfig) -> int:
+    """The rank r of the module called `name`."""
+    return pattern_value(adapter.rank_pattern, name, adapter.rank) if isinstance(adapter, PatternedConfig) \
+        else adapter.rank
+
+
+def alpha_of(name: str, adapter: LowRankConfig) -> float:
+    """The alpha of the module called `name`."""
+    return pattern_value(adapter.alpha_pattern, name, adapter.alpha) if isinstance(adapter, PatternedConfig) \
+        else adapter.alpha
+
+
+def scale_of(name: str, adapter: LowRankConfig) -> float:
+    """The factor of B A: alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732)."""
+    rank = rank_of(name, adapter)
+    stabilised = isinstance(adapter, PatternedConfig) and adapter.rslora
+    return alpha_of(name, adapter) / (math.sqrt(rank) if stabilised else rank)
+
+
+def pattern_value(pattern: Mapping[str, Number], name: str, default: Number) -> Number:
+    """PEFT's rule for `rank_pattern` and `alpha_pattern`: the first key that matches the end of the name wins."""
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", name):
+            return value
+    return default
+
+
 def _is_attention(module: ModuleInfo) -> bool:
     if module.layer < 0 or "mlp" in module.name.lower():
         return False
@@ -67,7 +98,7 @@ def _is_attention(module: ModuleInfo) -> bool:
     return module.kind in ATTENTION_KINDS
 
 
-def _in_range(module: ModuleInfo, adapter: LoraConfig) -> bool:
+def _in_range(module: ModuleInfo, adapter: TargetConfig) -> bool:
     if adapter.first_layer == 0 and adapter.last_layer is None:
         return True
     last = module.layer if adapter.last_layer is None else adapter.last_layer

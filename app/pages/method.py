@@ -10,7 +10,7 @@ from app.model_card import estimated, parts
 from app.target_tree import TargetTree
 from app.widgets import Card, ElidedLabel, EmptyState, ProblemLine, UsageBar, plain_tip, scrolled
 from core import words
-from core.config import LoraConfig, RunConfig
+from core.config import AdapterConfig, RunConfig
 from core.estimate import Estimate, advice
 from core.events import ModelCard
 
@@ -104,7 +104,7 @@ class MethodPage(QWidget):
         self._show_estimate()
         self._show_problems()
 
-    def _show_targets(self, adapter: LoraConfig) -> None:
+    def _show_targets(self, adapter: AdapterConfig) -> None:
         """Tick anew only where the choice has changed: an empty choice, which the config refuses, stays in sight."""
         targets = (adapter.target_modules, adapter.first_layer, adapter.last_layer)
         if targets == self._shown_targets:

@@ -22,7 +22,8 @@ from core.export.merge import expected_rows
 from core.export.plan import MergePlan
 from core.export.probe import LayeredRunner, Runner, WeightSource, WholeRunner
 from core.export.shards import TORCH_DTYPES, TensorReader, TensorRecord, read_checkpoint
-from core.lora.adapter_file import LoraPair, load_adapter
+from core.lora.adapter_file import LoraPair
+from core.lora.attach import load_adapter
 from core.lora.inject import lora_layers, remove
 from core.models.load import load_model
 

@@ -19,23 +19,23 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from core import files
-from core.config import LoraConfig
+from core.config import DoraConfig, PatternedConfig
 from core.errors import AdapterError
-from core.lora.inject import lora_layers, module_table, wrap
+from core.lora.inject import lora_layers, module_table
 from core.lora.layers import LoraLayer
 from core.lora.tensor_file import write_tensors
-from core.targets import ADAPTABLE, matches_suffix
+from core.targets import ADAPTABLE, alpha_of, matches_suffix
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 ORIGIN_NAME = "workbench.json"
 _PREFIX = "base_model.model."
-_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector)")
 _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LARGEST_CONFIG_BYTES = 4 * 2**20
 # Fields of adapter_config.json that change the meaning of the weights, with the values that we can honour.
 _MEANING: dict[str, tuple[Any, ...]] = {
-    "peft_type": ("LORA",), "bias": ("none", None), "use_dora": (False, None), "modules_to_save": (None, []),
+    "peft_type": ("LORA",), "bias": ("none", None), "modules_to_save": (None, []),
     "lora_bias": (False, None), "trainable_token_indices": (None, [], {}), "target_parameters": (None, []),
     "layer_replication": (None, []), "megatron_config": (None,), "use_qalora": (False, None),
     "alora_invocation_tokens": (None, []), "arrow_config": (None,),
@@ -44,11 +44,12 @@ _MEANING: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class LoraPair:
-    """The two matrices of one module: `lora_a` (r, in), `lora_b` (out, r), and the factor alpha / r."""
+    """The update of one module: `lora_a` (r, in), `lora_b` (out, r), alpha / r; for DoRA `magnitude` (out,)."""
 
     lora_a: Tensor
     lora_b: Tensor
     scale: float
+    magnitude: Tensor | None = None
 
     def delta(self) -> Tensor:
         """scale B A as (out, in) in fp32."""
@@ -69,23 +70,25 @@ def adapter_tensors(model: nn.Module, dtype: torch.dtype = torch.float32) -> dic
     """The adapter of `model` under PEFT's names, on the CPU."""
     tensors = {}
     for name, layer in lora_layers(model).items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = layer.lora_a.detach().to("cpu", dtype).contiguous()
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = layer.lora_b.detach().to("cpu", dtype).contiguous()
+        for part, tensor in layer.peft_tensors().items():
+            tensors[f"{_PREFIX}{name}.{part}"] = tensor.detach().to("cpu", dtype).contiguous()
     return tensors
 
 
-def peft_config(model: nn.Module, adapter: LoraConfig, base_name: str) -> dict[str, Any]:
+def peft_config(model: nn.Module, adapter: PatternedConfig, base_name: str) -> dict[str, Any]:
     """adapter_config.json for the adapter of `model`; PEFT, vLLM and llama.cpp read it."""
     layers = lora_layers(model)
     alpha = int(adapter.alpha) if adapter.alpha.is_integer() else adapter.alpha
+    ranks = {name: layer.rank for name, layer in layers.items() if layer.rank != adapter.rank}
+    alphas = {name: alpha_of(name, adapter) for name in layers if alpha_of(name, adapter) != adapter.alpha}
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name,
         "r": adapter.rank, "lora_alpha": alpha, "lora_dropout": adapter.dropout,
         "target_modules": _target_names(model, layers), "bias": "none",
         "fan_in_fan_out": any(isinstance(layer.base, Conv1D) for layer in layers.values()),
-        "init_lora_weights": True, "inference_mode": True, "use_rslora": False, "use_dora": False,
-        "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None, "layers_to_transform": None,
-        "layers_pattern": None, "revision": None,
+        "init_lora_weights": True, "inference_mode": True, "use_rslora": adapter.rslora,
+        "use_dora": isinstance(adapter, DoraConfig), "rank_pattern": ranks, "alpha_pattern": alphas,
+        "modules_to_save": None, "layers_to_transform": None, "layers_pattern": None, "revision": None,
     }
 
 
@@ -104,7 +107,7 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], config: dict[str, An
     files.write_text(folder / ORIGIN_NAME, json.dumps(origin, indent=2) + "\n")
 
 
-def save_adapter(folder: Path, model: nn.Module, adapter: LoraConfig, base_name: str,
+def save_adapter(folder: Path, model: nn.Module, adapter: PatternedConfig, base_name: str,
                  origin: dict[str, Any] | None = None) -> None:
     """Write the adapter of `model` as a new folder, in `adapter.save_dtype`, whole or not at all."""
     with files.atomic_folder(folder) as temporary:
@@ -114,12 +117,9 @@ def save_adapter(folder: Path, model: nn.Module, adapter: LoraConfig, base_name:
 
 def copy_adapter(source: Path, folder: Path, save_dtype: str) -> None:
     """Write the adapter in `source` again as `folder`, in another number type; replaces an older one whole."""
-    adapter = read_adapter(source)
-    dtype = _TORCH_DTYPES[save_dtype]
-    tensors = {}
-    for module, pair in adapter.pairs.items():
-        tensors[f"{_PREFIX}{module}.lora_A.weight"] = pair.lora_a.to(dtype)
-        tensors[f"{_PREFIX}{module}.lora_B.weight"] = pair.lora_b.to(dtype)
+    adapter = read_adapter(source)  # checks it
+    tensors = {name: tensor.to(_TORCH_DTYPES[save_dtype])
+               for name, tensor in load_file(source / WEIGHTS_NAME).items()}
     with files.replaced_folder(folder) as temporary:
         write_adapter(temporary, tensors, adapter.config, adapter.origin)
 
@@ -143,8 +143,12 @@ def read_adapter(folder: Path) -> AdapterFile:
                            "Adapters are read from safetensors only; pickle files are refused.") from None
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{folder / WEIGHTS_NAME} is damaged: {error}.") from None
-    origin = _read_json(folder / ORIGIN_NAME) if (folder / ORIGIN_NAME).exists() else {}
-    return AdapterFile(folder, _pairs(tensors, config, folder), config, origin)
+    return AdapterFile(folder, _pairs(tensors, config, folder), config, read_origin(folder))
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """What workbench.json says about the base and the data; empty for an adapter made elsewhere."""
+    return _read_json(folder / ORIGIN_NAME) if (folder / ORIGIN_NAME).exists() else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -170,16 +174,17 @@ def _pairs(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) -> 
                                "It was made by another method or another program.")
         if not torch.isfinite(tensor).all():
             raise AdapterError(f"The adapter in {folder} holds numbers that are not finite in {key}.")
-        sides.setdefault(match["module"], {})[match["side"]] = tensor
+        sides.setdefault(match["module"], {})[match["part"]] = tensor
     if not sides:
         raise AdapterError(f"The adapter in {folder} is empty.")
     return {module: _pair(module, found, config, folder) for module, found in sides.items()}
 
 
 def _pair(module: str, found: dict[str, Tensor], config: dict[str, Any], folder: Path) -> LoraPair:
-    if set(found) != {"A", "B"}:
+    wanted = {"lora_A.weight", "lora_B.weight"} | ({"lora_magnitude_vector"} if config.get("use_dora") else set())
+    if set(found) != wanted:
         raise AdapterError(f"The adapter in {folder} holds only half of {module}.", "The file is incomplete.")
-    lora_a, lora_b = found["A"], found["B"]
+    lora_a, lora_b = found["lora_A.weight"], found["lora_B.weight"]
     rank = int(_pattern_value(config.get("rank_pattern"), module, config.get("r", 0)))
     if lora_a.ndim != 2 or lora_b.ndim != 2 or not lora_a.shape[0] == lora_b.shape[1] == rank:
         raise AdapterError(f"The adapter in {folder} says rank {rank} for {module} but holds "
@@ -188,7 +193,11 @@ def _pair(module: str, found: dict[str, Tensor], config: dict[str, Any], folder:
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     if not math.isfinite(scale):
         raise AdapterError(f"The adapter in {folder} has an alpha that is not finite.")
-    return LoraPair(lora_a, lora_b, scale)
+    magnitude = found.get("lora_magnitude_vector")
+    if magnitude is not None and magnitude.shape != lora_b.shape[:1]:
+        raise AdapterError(f"The adapter in {folder} has a magnitude of {tuple(magnitude.shape)} for {module}, which "
+                           f"has {lora_b.shape[0]} outputs.")
+    return LoraPair(lora_a, lora_b, scale, magnitude)
 
 
 def _pattern_value(pattern: Any, module: str, default: Any) -> Any:
@@ -201,30 +210,3 @@ def _pattern_value(pattern: Any, module: str, default: Any) -> Any:
         if matches_suffix(module, plain):
             return value
     return default
-
-
-def load_adapter(folder: Path, model: nn.Module) -> AdapterFile:
-    """Put the adapter in `folder` onto `model`; nothing is changed unless all of it fits.
-
-    Raises:
-        AdapterError: as `read_adapter`, or a module that the model lacks or whose shape differs.
-    """
-    adapter = read_adapter(folder)
-    shapes = {info.name: (info.in_features, info.out_features) for info in module_table(model)
-              if info.type in ADAPTABLE}
-    for module, pair in adapter.pairs.items():
-        wanted = (pair.lora_a.shape[1], pair.lora_b.shape[0])
-        if shapes.get(module) != wanted:
-            has = f"is {shapes[module]}" if module in shapes else "does not exist"
-            raise AdapterError(f"The adapter in {folder} does not fit this model: {module} should take and give "
-                               f"{wanted} but {has}.", "Choose the base model that the adapter was trained on.")
-    model.requires_grad_(False)
-    for module, pair in adapter.pairs.items():
-        rank = pair.lora_a.shape[0]
-        layer = wrap(model, module, rank, pair.scale * rank, float(adapter.config.get("lora_dropout") or 0.0))
-        layer.scale = pair.scale  # not through alpha and back, which may round
-        with torch.no_grad():
-            layer.lora_a.copy_(pair.lora_a)
-            layer.lora_b.copy_(pair.lora_b)
-        layer.eval()
-    return adapter

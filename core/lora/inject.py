@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from core.config import LoraConfig
+from core.config import LowRankConfig
 from core.errors import AdapterError
 from core.events import ModuleInfo
 from core.lora.layers import LoraLayer, linear_shape
-from core.targets import select_targets
+from core.targets import alpha_of, rank_of, scale_of, select_targets
 
 
 def module_table(model: nn.Module) -> list[ModuleInfo]:
@@ -53,8 +53,9 @@ def _describe(name: str, module: nn.Module, is_output_head: bool) -> ModuleInfo 
                       parameters=parameters, is_output_head=is_output_head)
 
 
-def inject(model: nn.Module, adapter: LoraConfig, seed: int) -> dict[str, LoraLayer]:
-    """Freeze `model` and put a LoraLayer on every chosen module.
+def inject(model: nn.Module, adapter: LowRankConfig, seed: int,
+           kind: type[LoraLayer] = LoraLayer) -> dict[str, LoraLayer]:
+    """Freeze `model` and put a layer of `kind` on every chosen module.
 
     Returns the layers by module name, in the model's order. The same seed draws the same A.
 
@@ -64,18 +65,24 @@ def inject(model: nn.Module, adapter: LoraConfig, seed: int) -> dict[str, LoraLa
     chosen = select_targets(module_table(model), adapter)
     for info in chosen:
         smallest = min(info.in_features, info.out_features)
-        if adapter.rank > smallest:
-            raise AdapterError(f"Rank {adapter.rank} is above the size of {info.name} ({smallest}).",
+        rank = rank_of(info.name, adapter)
+        if rank > smallest:
+            raise AdapterError(f"Rank {rank} is above the size of {info.name} ({smallest}).",
                                f"Choose a rank of at most {smallest}.")
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    return {info.name: wrap(model, info.name, adapter.rank, adapter.alpha, adapter.dropout, generator)
-            for info in chosen}
+    layers = {}
+    for info in chosen:
+        layer = wrap(model, info.name, rank_of(info.name, adapter), alpha_of(info.name, adapter), adapter.dropout,
+                     generator, kind)
+        layer.scale = scale_of(info.name, adapter)
+        layers[info.name] = layer
+    return layers
 
 
 def wrap(model: nn.Module, name: str, rank: int, alpha: float, dropout: float = 0.0,
-         generator: torch.Generator | None = None) -> LoraLayer:
-    """Put one LoraLayer in the place of the module called `name`.
+         generator: torch.Generator | None = None, kind: type[LoraLayer] = LoraLayer) -> LoraLayer:
+    """Put one layer of `kind` in the place of the module called `name`.
 
     Raises:
         AdapterError: there is no such module, or it is not linear.
@@ -83,7 +90,7 @@ def wrap(model: nn.Module, name: str, rank: int, alpha: float, dropout: float = 
     parent_name, _, child = name.rpartition(".")
     try:
         parent = model.get_submodule(parent_name)
-        layer = LoraLayer(getattr(parent, child), rank, alpha, dropout, generator)
+        layer = kind(getattr(parent, child), rank, alpha, dropout, generator)
     except AttributeError:
         raise AdapterError(f"The model has no module {name}.", "The adapter belongs to another model.") from None
     except TypeError as error:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from core.lora.fused import fused_lora_linear
+from core.lora.method import AdapterModule
 
 
-class LoraLayer(nn.Module):
+class LoraLayer(AdapterModule):
     """Wraps one `nn.Linear` or `Conv1D`; only `lora_a` and `lora_b` are trained, in fp32.
 
     Args:
@@ -80,6 +81,10 @@ class LoraLayer(nn.Module):
         update = F.linear(F.linear(update, self.lora_a), self.lora_b)
         result = self.base(x)
         return result + (self.scale * update).to(result.dtype)
+
+    def peft_tensors(self) -> dict[str, Tensor]:
+        """What an adapter file holds of this layer, by PEFT's names below the module's."""
+        return {"lora_A.weight": self.lora_a, "lora_B.weight": self.lora_b}
 
     @torch.no_grad()
     def delta(self) -> Tensor:

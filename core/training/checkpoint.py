@@ -18,8 +18,7 @@ from torch import Tensor
 
 from core import files
 from core.errors import AdapterError, CoreError, DataError, ModelError
-from core.lora.adapter_file import AdapterFile, adapter_tensors, peft_config, read_adapter, write_adapter
-from core.lora.inject import lora_layers
+from core.lora.adapter_file import read_origin
 from core.lora.tensor_file import write_tensors
 from core.runs.folder import RunFolder
 from core.training.setup import Setup
@@ -28,6 +27,8 @@ MANIFEST_NAME = "manifest.json"
 _OPTIMIZER_NAME = "optimizer.safetensors"
 _STATE_NAME = "state.json"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_VALUE = "value"
+_STATE_PREFIX = "method."
 
 
 @dataclass
@@ -49,13 +50,12 @@ def save_checkpoint(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimiz
         CoreError: the disk is full; says how much is needed.
     """
     folder = run.checkpoint(position.step)
-    needed = 3 * setup.adapter_bytes  # the adapter and two moments of the same size
+    needed = 4 * setup.adapter_bytes  # the adapter's own files, and the trained numbers with their two moments
     try:
         with files.replaced_folder(folder) as temporary:
             base = str(setup.model_path)
-            write_adapter(temporary, adapter_tensors(setup.model),
-                          peft_config(setup.model, setup.config.adapter, base), setup.origin)
-            write_tensors(temporary / _OPTIMIZER_NAME, _optimizer_tensors(setup, optimizer) | _random_states())
+            setup.adaptation.write(temporary, setup.model, torch.float32, base, setup.origin)
+            write_tensors(temporary / _OPTIMIZER_NAME, _trained_tensors(setup, optimizer) | _random_states())
             files.write_text(temporary / _STATE_NAME, json.dumps(asdict(position)))
             _write_manifest(temporary)
     except OSError as error:
@@ -68,20 +68,18 @@ def save_checkpoint(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimiz
     return folder
 
 
-def _optimizer_tensors(setup: Setup, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {}
-    for name, parameter in _parameters(setup).items():
+def _trained_tensors(setup: Setup, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The trained numbers themselves, which some methods write in another form, and the optimizer's moments."""
+    tensors = {f"{_STATE_PREFIX}{name}": tensor.detach().cpu().contiguous()
+               for name, tensor in setup.adaptation.state().items()}
+    for name, parameter in setup.adaptation.parameters(setup.model).items():
+        tensors[f"{name}.{_VALUE}"] = parameter.detach().cpu().contiguous()
         state = optimizer.state.get(parameter)
         if state:
             for moment in _MOMENTS:
                 tensors[f"{name}.{moment}"] = state[moment].detach().cpu().contiguous()
             tensors[f"{name}.step"] = torch.as_tensor(state["step"]).detach().cpu().reshape(1).clone()
     return tensors
-
-
-def _parameters(setup: Setup) -> dict[str, torch.nn.Parameter]:
-    return {f"{name}.{side}": getattr(layer, side)
-            for name, layer in lora_layers(setup.model).items() for side in ("lora_a", "lora_b")}
 
 
 def _random_states() -> dict[str, Tensor]:
@@ -138,15 +136,15 @@ def restore_checkpoint(folder: Path, setup: Setup, optimizer: torch.optim.Optimi
         DataError: the training rows are others.
         AdapterError: the run file has other adapter settings than the checkpoint.
     """
-    adapter = read_adapter(folder)
-    _require_same_run(adapter, setup)
-    pairs = adapter.pairs
-    with torch.no_grad():
-        for name, layer in lora_layers(setup.model).items():
-            layer.lora_a.copy_(pairs[name].lora_a)
-            layer.lora_b.copy_(pairs[name].lora_b)
     tensors = load_file(folder / _OPTIMIZER_NAME)
-    for name, parameter in _parameters(setup).items():
+    _require_same_run(folder, tensors, setup)
+    parameters = setup.adaptation.parameters(setup.model)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"{name}.{_VALUE}"])
+    setup.adaptation.load_state({key.removeprefix(_STATE_PREFIX): tensor for key, tensor in tensors.items()
+                                 if key.startswith(_STATE_PREFIX)})
+    for name, parameter in parameters.items():
         if f"{name}.step" in tensors:
             state: dict[str, Any] = {moment: tensors[f"{name}.{moment}"].to(parameter.device) for moment in _MOMENTS}
             optimizer.state[parameter] = state | {"step": tensors[f"{name}.step"].reshape(())}
@@ -160,18 +158,20 @@ def restore_checkpoint(folder: Path, setup: Setup, optimizer: torch.optim.Optimi
     return Position(**json.loads((folder / _STATE_NAME).read_text(encoding="utf-8")))
 
 
-def _require_same_run(adapter: AdapterFile, setup: Setup) -> None:
-    if adapter.origin.get("base_fingerprint") != setup.origin["base_fingerprint"]:
+def _require_same_run(folder: Path, tensors: dict[str, Tensor], setup: Setup) -> None:
+    origin = read_origin(folder)
+    if origin.get("base_fingerprint") != setup.origin["base_fingerprint"]:
         raise ModelError(f"The base model in {setup.model_path} is not the one that this run began with.",
                          "Its files have changed since; bring back the old ones, or start a new run.")
-    if adapter.origin.get("data_digest") != setup.origin["data_digest"]:
+    if origin.get("data_digest") != setup.origin["data_digest"]:
         raise DataError("The training rows are not those that this run began with.",
                         "Bring back the old files and settings of the data, or start a new run.")
-    saved = {name: (pair.lora_a.shape, pair.lora_b.shape) for name, pair in adapter.pairs.items()}
-    wanted = {name: (layer.lora_a.shape, layer.lora_b.shape) for name, layer in lora_layers(setup.model).items()}
+    saved = {name.removesuffix(f".{_VALUE}"): tensor.shape for name, tensor in tensors.items()
+             if name.endswith(f".{_VALUE}")}
+    wanted = {name: parameter.shape for name, parameter in setup.adaptation.parameters(setup.model).items()}
     if saved != wanted:
-        raise AdapterError(f"The checkpoint {adapter.path.name} was made with another rank or other target layers than "
-                           "the run file says now.", "Bring back the old settings, or start a new run.")
+        raise AdapterError(f"The checkpoint {folder.name} was made with another method, rank or other target layers "
+                           "than the run file says now.", "Bring back the old settings, or start a new run.")
 
 
 def prune_checkpoints(run: RunFolder, keep: int, best_step: int) -> None:

@@ -17,7 +17,8 @@ from core.data.template import encode, render_prompt
 from core.errors import Cancelled, CoreError, DataError
 from core.events import Event, GenerationDone, Message, Progress, Result, TokenGenerated, Warned
 from core.jobs import Generate
-from core.lora.adapter_file import CONFIG_NAME, WEIGHTS_NAME, load_adapter
+from core.lora.adapter_file import CONFIG_NAME, WEIGHTS_NAME
+from core.lora.attach import load_adapter
 from core.lora.inject import adapter_disabled, remove
 from core.models.inspect import fingerprint
 from core.models.library import resolve

@@ -29,7 +29,7 @@ from core.events import (
 from core.files import require_writable
 from core.jobs import Resume, Train
 from core.lora.adapter_file import copy_adapter
-from core.lora.inject import lora_layers
+from core.lora.method import train_mode
 from core.models.library import resolve
 from core.models.safety import check_model_folder
 from core.runs.folder import RunFolder, new_run_path
@@ -96,9 +96,9 @@ def _run(run: RunFolder, config: RunConfig, control: Control, checkpoint: Path |
     torch.manual_seed(config.training.seed)
     setup = yield from prepare(config, control)
     run.write_config(setup.config)
-    parameters = [item for item in setup.model.parameters() if item.requires_grad]
     training = setup.config.training
-    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
+    optimizer = torch.optim.AdamW(setup.adaptation.optimizer_groups(setup.model), lr=training.learning_rate,
+                                  weight_decay=training.weight_decay)
     position = restore_checkpoint(checkpoint, setup, optimizer) if checkpoint else Position()
     total = total_steps(training, len(setup.train))
     yield Planned(total, len(setup.train), len(setup.validation), setup.trainable_parameters,
@@ -122,7 +122,7 @@ def _steps(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, posit
     """The steps from `position` to `total`; returns the outcome."""
     training = setup.config.training
     skipped = 0
-    _train_mode(setup)
+    train_mode(setup.model)
     if setup.validation and position.step == 0:
         yield from _evaluate(setup, position, control)  # the base, which the adapter has to beat
     while position.step < total:
@@ -134,6 +134,7 @@ def _steps(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, posit
         position.seconds += done.seconds
         position.loss = done.loss
         yield done
+        yield from setup.adaptation.after_step(setup.model, position.step, total)
         finite = math.isfinite(done.loss) and math.isfinite(done.grad_norm)
         skipped = 0 if finite else skipped + 1
         if not finite:
@@ -165,14 +166,6 @@ def _not_finite(done: StepDone) -> str:
     return "gradient" if math.isfinite(done.loss) else "loss"
 
 
-def _train_mode(setup: Setup) -> None:
-    """Only the adapter's own dropout is on; the frozen base computes as it will when it is used."""
-    setup.model.eval()
-    for layer in lora_layers(setup.model).values():
-        layer.train()
-        layer.base.eval()
-
-
 def _one_step(setup: Setup, optimizer: torch.optim.Optimizer, step: int, total: int,
               control: Control) -> StepDone | None:
     """One optimizer step over batch_size x gradient_accumulation rows; None where a stop came in between.
@@ -196,10 +189,13 @@ def _one_step(setup: Setup, optimizer: torch.optim.Optimizer, step: int, total: 
             (summed / supervised).backward()
             loss += float(summed.detach()) / supervised
             tokens += batch.tokens
+    penalty = setup.adaptation.penalty(setup.model)
+    if penalty is not None:
+        penalty.backward()
     grad_norm = _clip(optimizer, training.max_grad_norm)
     rate = learning_rate_at(step, total, training)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate"]
     if math.isfinite(loss) and math.isfinite(grad_norm):
         optimizer.step()
     return StepDone(step + 1, (step + 1) / steps_per_epoch(training, len(setup.train)), loss, rate, grad_norm,

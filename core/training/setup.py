@@ -18,7 +18,8 @@ from core.data.prepare import prepare_rows
 from core.data.template import EncodedRow
 from core.errors import CoreError, ModelError
 from core.events import Event, Note, Progress
-from core.lora.inject import inject, lora_layers
+from core.lora.adaptation import Adaptation
+from core.lora.method import Material
 from core.models.inspect import read_card
 from core.models.library import resolve
 from core.models.load import load_model, load_tokenizer, resolve_device, resolve_dtype
@@ -36,6 +37,7 @@ class Setup:
 
     config: RunConfig
     model: PreTrainedModel
+    adaptation: Adaptation
     model_path: Path
     device: torch.device
     train: Sequence[EncodedRow]
@@ -46,8 +48,8 @@ class Setup:
 
     @property
     def trainable_parameters(self) -> int:
-        """Numbers in A and B."""
-        return sum(layer.lora_a.numel() + layer.lora_b.numel() for layer in lora_layers(self.model).values())
+        """How many numbers are trained."""
+        return sum(parameter.numel() for parameter in self.adaptation.parameters(self.model).values())
 
     @property
     def adapter_bytes(self) -> int:
@@ -73,7 +75,8 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
     control.check()
     _check_vocabulary(model, prepared.train)
     total_parameters = sum(parameter.numel() for parameter in model.parameters())
-    inject(model, config.adapter, config.training.seed)
+    adaptation = Adaptation(config)
+    adaptation.install(model, Material(prepared.train, config.training.seed))
     loss, batches, packing, reason = choose_path(model, prepared.train, config.training.packing, device)
     if reason:
         yield Note(reason)
@@ -82,7 +85,7 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
     origin = {"base_fingerprint": card.fingerprint, "base_name": card.name, "base_path": str(path),
               "base_origin": card.origin, "base_parameters": total_parameters,
               "data_digest": _digest([*prepared.train, *prepared.validation])}
-    return Setup(config.model_copy(update={"training": training}), model, path, device,
+    return Setup(config.model_copy(update={"training": training}), model, adaptation, path, device,
                  prepared.train, prepared.validation, loss, batches, origin)
 
 

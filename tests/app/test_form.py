@@ -8,8 +8,11 @@ from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QLineEdit, QSpinBox
 from pytestqt.qtbot import QtBot
 
-from app.fields import BoolEditor, FloatEditor, IntEditor, OptionalIntEditor, PathsEditor, make_editor, scientific
+from app.choice_fields import BoolEditor, PathsEditor
+from app.fields import make_editor
 from app.form import Form
+from app.number_boxes import scientific
+from app.number_fields import FloatEditor, IntEditor, OptionalIntEditor
 from core.config import DataConfig, LoraConfig, Section, TrainingConfig, option
 from core.estimate import Problem
 

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from core.config import LoraConfig
 from core.errors import AdapterError
-from core.lora.adapter_file import copy_adapter, load_adapter, read_adapter, save_adapter
+from core.lora.adapter_file import copy_adapter, read_adapter, save_adapter
+from core.lora.attach import load_adapter
 from core.lora.inject import inject, lora_layers
 from core.models.load import load_model
 
@@ -97,7 +98,7 @@ def _rewrite(folder: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize(("changes", "words"), [
-    ({"use_dora": True}, "use_dora"), ({"bias": "all"}, "bias"), ({"peft_type": "LOHA"}, "peft_type"),
+    ({"bias": "all"}, "bias"), ({"peft_type": "LOHA"}, "peft_type"),
     ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"r": 3}, "says rank 3"),
     ({"rank_pattern": {"(a+)+$": 2}}, "not a module name"),
 ])

@@ -275,7 +275,7 @@ def test_a_run_goes_on_only_as_it_began(tiny_model: Path, data: Path, tmp_path: 
     (run.checkpoints / ".step-000002.new.tmp").mkdir()  # as a kill in the middle of a checkpoint leaves it
     good = run.config()
     run.write_config(good.model_copy(update={"adapter": good.adapter.model_copy(update={"rank": 2})}))
-    with pytest.raises(CoreError, match="another rank or other target layers"):
+    with pytest.raises(CoreError, match="another method, rank or other target layers"):
         list(resume(Resume(run.path), Control()))
     run.write_config(good)
     weights = bytearray((model / "model.safetensors").read_bytes())

@@ -1,0 +1,97 @@
+"""The tables [model], [data] and [training]."""
+
+import re
+from typing import Any, Literal
+
+from pydantic import field_validator
+
+from core.config.section import Dtype, Section, option
+
+
+class ModelConfig(Section):
+    """Which base model is adapted."""
+
+    path: str = option(
+        "", "Base model",
+        "A model folder, a name in the model library, or 'starter' for the model that comes along.",
+        group="Model",
+    )
+
+
+class DataConfig(Section):
+    """Which rows are learned from and how they are cut."""
+
+    train: tuple[str, ...] = option(
+        (), "Training files", "Files of conversations, instructions or plain text.", group="Data")
+    validation_fraction: float = option(
+        0.05, "Held out", "Share of the rows kept aside, by the seed, to measure the validation loss.",
+        group="Data", ge=0.0, le=0.5)
+    max_length: int = option(
+        512, "Maximum length", "Rows longer than this are cut at the end; the Data page counts them.",
+        group="Data", unit="tokens", ge=8, le=131072)
+    train_on: Literal["answers", "all"] = option(
+        "answers", "Learn from",
+        "Answers: the loss counts only what the assistant says. All: every token counts.", group="Data")
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_file_is_a_list(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+class TrainingConfig(Section):
+    """How the adapter is trained."""
+
+    epochs: float = option(
+        3.0, "Epochs", "How often every row is seen.", group="Learning", gt=0.0, le=1000.0)
+    max_steps: int = option(
+        0, "Stop after", "Ends the run after so many steps; 0 means all epochs.",
+        group="Learning", unit="steps", more=True, ge=0)
+    batch_size: int = option(
+        8, "Batch size", "Rows learned from at once. Smaller needs less memory.",
+        group="Learning", unit="rows", ge=1, le=4096)
+    gradient_accumulation: int = option(
+        1, "Accumulate", "Batches added up before the adapter is changed once.",
+        group="Learning", unit="batches", more=True, ge=1, le=4096)
+    learning_rate: float = option(
+        2e-4, "Learning rate", "How far each step goes. 2e-4 is usual for LoRA; halve it if the loss jumps.",
+        group="Learning", gt=0.0, le=1.0)
+    schedule: Literal["constant", "linear", "cosine"] = option(
+        "cosine", "Schedule", "How the learning rate falls after the warm-up.", group="Learning")
+    warmup_steps: int = option(
+        10, "Warm-up", "The learning rate rises from zero over so many steps.",
+        group="Learning", unit="steps", ge=0)
+    weight_decay: float = option(
+        0.0, "Weight decay", "Pulls the adapter towards zero (AdamW).", group="Learning", more=True, ge=0.0, le=1.0)
+    max_grad_norm: float = option(
+        1.0, "Clip gradients at", "Longer gradients are shortened to this norm; 0 switches it off.",
+        group="Learning", more=True, ge=0.0)
+    seed: int = option(
+        0, "Seed", "The same seed gives the same run, bit for bit on the CPU.",
+        group="Learning", more=True, ge=0, le=2**31 - 1)
+    evaluate_every: int = option(
+        50, "Evaluate every", "Validation loss is measured every so many steps and at the end; 0: only at the end.",
+        group="Learning", unit="steps", more=True, ge=0)
+    checkpoint_every: int = option(
+        50, "Checkpoint every", "A run that was interrupted loses at most so many steps; 0: only at the end.",
+        group="Learning", unit="steps", more=True, ge=0)
+    keep_checkpoints: int = option(
+        2, "Keep checkpoints", "The newest ones that stay on the disk; the best one stays besides.",
+        group="Learning", more=True, ge=1, le=1000)
+    device: str = option(
+        "auto", "Device", "Where to compute: auto, cpu, mps, or cuda:0 and so on.",
+        group="Machine", more=True)
+    dtype: Dtype = option(
+        "auto", "Number type", "Type of the frozen base: auto tries which one this machine computes faster.",
+        group="Machine", more=True)
+    packing: Literal["auto", "on", "off"] = option(
+        "auto", "Packing",
+        "Rows are laid end to end instead of padded, kept apart exactly; auto checks that the model can.",
+        group="Machine", more=True)
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_named(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
+            raise ValueError("it must be auto, cpu, mps, or cuda:0 and so on")
+        return value
