@@ -2,6 +2,7 @@
 
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 from PySide6.QtCore import QObject, QTimer, Signal, Slot
 from PySide6.QtGui import QUndoCommand, QUndoStack
 
-from app.operations import Operation, Operations
+from app.operations import Operations
 from core.config import STARTER, RunConfig, field_errors
 from core.estimate import Problem, problems
 from core.events import DataScanned, Failed, ModelCard, ModelInspected, Progress, Result
@@ -219,7 +220,7 @@ class Draft(QObject):
             (self._operations.work(PrepareStarter(), latest="inspect")
              .on(Progress, self.model_progress.emit)
              .on(Result, lambda _: self._ask_card(path))
-             .on(Failed, self._model_failed).start())
+             .on(Failed, partial(self._model_failed, path=path)).start())
         else:
             self._ask_card(path)
 
@@ -227,17 +228,21 @@ class Draft(QObject):
         self.model_progress.emit(None)
         if path == self._config.model.path:
             (self._operations.work(InspectModel(path), latest="inspect")
-             .on(ModelInspected, self._model_inspected)
-             .on(Failed, self._model_failed).start())
+             .on(ModelInspected, partial(self._model_inspected, path=path))
+             .on(Failed, partial(self._model_failed, path=path)).start())
 
-    def _model_inspected(self, event: ModelInspected) -> None:
+    def _model_inspected(self, event: ModelInspected, path: str) -> None:
+        if path != self._config.model.path:
+            return  # another one was chosen meanwhile
         self._inspecting = False
         self._set_card(event.card)
         self._measure()
         self._update_problems()
         self._report_checking()
 
-    def _model_failed(self, event: Failed) -> None:
+    def _model_failed(self, event: Failed, path: str) -> None:
+        if path != self._config.model.path:
+            return
         self._inspecting = False
         self._failures["model"] = Problem("model.path", event.message, event.hint)
         self.model_progress.emit(None)
@@ -245,22 +250,25 @@ class Draft(QObject):
         self._report_checking()
 
     def _measure(self) -> None:
-        self._scanned = self._data_key()
+        key = self._scanned = self._data_key()
         self._set_scan(None)
         self._scanning = self._card is not None and bool(self._config.data.train)
         if self._scanning:
-            self._operation: Operation = (
-                self._operations.work(ScanData(self._config), latest="scan")
-                .on(DataScanned, self._data_scanned)
-                .on(Failed, self._data_failed).start())
+            (self._operations.work(ScanData(self._config), latest="scan")
+             .on(DataScanned, partial(self._data_scanned, key=key))
+             .on(Failed, partial(self._data_failed, key=key)).start())
 
-    def _data_scanned(self, event: DataScanned) -> None:
+    def _data_scanned(self, event: DataScanned, key: tuple[object, ...]) -> None:
+        if key != self._data_key():
+            return  # other data or limits were chosen meanwhile
         self._scanning = False
         self._set_scan(event)
         self._update_problems()
         self._report_checking()
 
-    def _data_failed(self, event: Failed) -> None:
+    def _data_failed(self, event: Failed, key: tuple[object, ...]) -> None:
+        if key != self._data_key():
+            return
         self._scanning = False
         self._failures["data"] = Problem("data.train", event.message, event.hint)
         self._update_problems()

@@ -8,6 +8,7 @@ nobody asked for with `.on(Failed, …)` goes to `Operations.failed`, where the 
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 from PySide6.QtCore import QObject, Signal, Slot
@@ -151,7 +152,7 @@ class Operation(QObject):
 
 def _alive(slot: Callable[[Any], object]) -> bool:
     """False for a method of a Qt object that was deleted meanwhile: a dialog closed before its answer came."""
-    owner = getattr(slot, "__self__", None)
+    owner = getattr(slot.func if isinstance(slot, partial) else slot, "__self__", None)
     return not isinstance(owner, QObject) or isValid(owner)
 
 

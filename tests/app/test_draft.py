@@ -1,15 +1,18 @@
 """The draft looks at model and data, keeps its problems, and can be undone."""
 
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fake_engine import FakeClient, make_card
+from fake_engine import FakeClient, make_card, make_scan
 from pytestqt.qtbot import QtBot
 
 from app.draft import Draft
 from app.operations import Operations
 from core import events, jobs
 from core.config import RunConfig, parse_config
+from core.control import Control
 
 
 def fields(draft: Draft) -> list[str]:
@@ -93,3 +96,39 @@ def test_a_whole_config_is_taken_over(operations: Operations) -> None:
     draft.replace(parse_config({"adapter": {"rank": 3}}), "third")
     assert (draft.value("adapter.rank"), draft.name, seen) == (3, "third", ["third"])
     assert draft.undo_stack.count() == 0 and "adapter.alpha" not in fields(draft)
+
+
+def test_an_answer_about_data_that_was_taken_away_is_not_shown(
+        operations: Operations, engines: tuple[FakeClient, FakeClient], data_file: Path, qtbot: QtBot) -> None:
+    draft, gate = make_draft(operations), threading.Event()
+
+    def slow(job: jobs.ScanData, control: Control) -> Iterator[events.Event]:
+        gate.wait(5)
+        yield make_scan()
+
+    engines[1].answers[jobs.ScanData] = slow
+    draft.set_values({"model.path": "m", "data.train": (str(data_file),)})
+    qtbot.waitUntil(lambda: "ScanData" in engines[1].kinds())
+    draft.set_value("data.train", ())
+    qtbot.waitUntil(lambda: not draft.checking)
+    gate.set()
+    qtbot.waitUntil(lambda: not operations.busy)
+    assert draft.scan is None and fields(draft) == ["data.train"]
+
+
+def test_an_answer_about_a_model_that_was_left_is_not_shown(
+        operations: Operations, engines: tuple[FakeClient, FakeClient], qtbot: QtBot) -> None:
+    draft, gate = make_draft(operations), threading.Event()
+
+    def slow(job: jobs.InspectModel, control: Control) -> Iterator[events.Event]:
+        gate.wait(5)
+        yield events.ModelInspected(make_card())
+
+    engines[1].answers[jobs.InspectModel] = slow
+    draft.set_value("model.path", "m")
+    qtbot.waitUntil(lambda: "InspectModel" in engines[1].kinds())
+    draft.set_value("model.path", "")
+    qtbot.waitUntil(lambda: not draft.checking)
+    gate.set()
+    qtbot.waitUntil(lambda: not operations.busy)
+    assert draft.card is None

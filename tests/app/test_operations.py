@@ -3,7 +3,9 @@
 import threading
 from collections.abc import Iterator
 
+import shiboken6
 from fake_engine import FakeClient
+from PySide6.QtWidgets import QDialog
 from pytestqt.qtbot import QtBot
 
 from app.operations import Operations
@@ -104,3 +106,18 @@ def test_cancelling_is_no_failure(
             waiting.cancel()
         with qtbot.waitSignal(operation.cancelled):
             operation.cancel()
+
+
+def test_an_answer_for_a_closed_dialog_is_dropped(operations: Operations, engines: tuple[FakeClient, FakeClient],
+                                                  qtbot: QtBot) -> None:
+    class Dialog(QDialog):
+        def take(self, event: events.ModelInspected) -> None:
+            self.setWindowTitle(event.card.name)
+
+    dialog, seen = Dialog(), []
+    operation = operations.work(jobs.InspectModel("m")).on(events.ModelInspected, dialog.take)
+    operation.on(events.ModelInspected, seen.append)
+    shiboken6.delete(dialog)
+    with qtbot.waitSignal(operation.finished), qtbot.captureExceptions() as errors:
+        operation.start()
+    assert len(seen) == 1 and errors == []
