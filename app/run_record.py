@@ -74,6 +74,17 @@ class RunRecord:
             record.add(event)
         return record
 
+    @classmethod
+    def unreadable(cls, run_dir: Path, failure: events.Failed, smoothing: float) -> "RunRecord":
+        """A past run whose log can not be read: it says so, and nothing else."""
+        record = cls(run_dir, live=False, smoothing=smoothing)
+        record.add(failure)
+        return record
+
+    def warn(self, text: str) -> None:
+        """Write a warning that is not the run's own into the log."""
+        self._write(text, "warning")
+
     def resume(self, plan: events.Planned) -> None:
         """What comes now comes live."""
         self.live = True

@@ -31,6 +31,7 @@ from core.runs.folder import RunFolder
 from core.runs.history import RunSummary, list_runs, rename_run, require_idle
 
 REFRESH_MILLISECONDS = 3000
+NO_RUNS = "There are no runs yet. Each training run is kept here with its settings and curves."
 
 
 class RunsPage(QWidget):
@@ -60,8 +61,7 @@ class RunsPage(QWidget):
         self.overlay = RunOverlay()
         self.difference = DifferencePanel()
         self.message = label("", "help")
-        self.empty = EmptyState("There are no runs yet. Each training run is kept here with its settings and curves.",
-                                "Go to Train", icon="stack")
+        self.empty = EmptyState(NO_RUNS, "Go to Train", icon="stack")
         self._actions: dict[str, QPushButton] = {}
         self._build()
         self._connect()
@@ -135,11 +135,12 @@ class RunsPage(QWidget):
         """Read the list anew, away from the window's thread."""
         root = self._root()
         if not self._lister.busy:
-            self._lister.call(lambda: list_runs(root), self.show_runs, self._failed)
+            self._lister.call(lambda: list_runs(root), self.show_runs, self._list_failed)
 
     def show_runs(self, runs: list[RunSummary]) -> None:
         """Show these runs; the newest is ticked the first time."""
         chosen = self.table.selected()
+        self.empty.sentence.setText(NO_RUNS)
         self.model.set_runs(runs)
         self._stack.setCurrentIndex(2 if runs else 1)
         if chosen is not None:
@@ -175,7 +176,7 @@ class RunsPage(QWidget):
             "repeat": run is not None and state != "damaged",
             "chat": trained, "export": trained and state != "running",
             "rename": run is not None and state != "running",
-            "delete": run is not None and state != "running",
+            "delete": run is not None and state != "running" and not self._deleter.busy,
         }
         for key, made in self._actions.items():
             made.setEnabled(able[key])
@@ -214,7 +215,7 @@ class RunsPage(QWidget):
     def delete_selected(self) -> None:
         """Ask, then put the chosen run's folder into the system's trash."""
         run = self.table.selected()
-        if run is None or not self._confirmed(run):
+        if run is None or self._deleter.busy or not self._confirmed(run):
             return
 
         def delete() -> Path:
@@ -222,7 +223,8 @@ class RunsPage(QWidget):
             send2trash(run.folder)
             return run.folder
 
-        self._deleter.call(delete, self._deleted, self._failed)
+        self._deleter.call(delete, self._deleted, self._not_deleted)
+        self._row_changed()
 
     def _confirmed(self, run: RunSummary) -> bool:
         box = QMessageBox(self)
@@ -238,9 +240,20 @@ class RunsPage(QWidget):
         return box.clickedButton() is move
 
     def _deleted(self, folder: Path) -> None:
+        self._row_changed()
         self._say(f"{folder.name} lies in the trash now.")
         self.deleted.emit(folder)
         self.refresh()
+
+    def _not_deleted(self, failure: events.Failed) -> None:
+        self._row_changed()
+        self._failed(failure)
+
+    def _list_failed(self, failure: events.Failed) -> None:
+        self._failed(failure)
+        if not self.model.runs:  # the line below the table is not in sight
+            self.empty.sentence.setText(f"{failure.message} {failure.hint}".strip())
+            self._stack.setCurrentIndex(1)
 
     def _failed(self, failure: events.Failed) -> None:
         self._say(f"{failure.message} {failure.hint}".strip(), failed=True)

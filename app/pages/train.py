@@ -110,7 +110,11 @@ class TrainPage(QWidget):
         run = RunFolder(live.run_dir)
         self._past_reader.call(lambda: RunRecord.until(run.path, run.read_events(), plan, smoothing),
                                lambda record: self._past_read(record, plan),
-                               lambda _failure: self._past_read(live, plan))
+                               lambda failure: self._past_not_read(live, plan, failure))
+
+    def _past_not_read(self, live: RunRecord, plan: events.Planned, failure: events.Failed) -> None:
+        live.warn(f"What was before can not be shown. {failure.message} {failure.hint}".strip())
+        self._past_read(live, plan)
 
     def _past_read(self, record: RunRecord, plan: events.Planned) -> None:
         shown = self._shown is self._live
@@ -141,7 +145,7 @@ class TrainPage(QWidget):
         folder, smoothing = RunFolder(run_dir), self.plots.smoothing
         self._reader.call(
             lambda: RunRecord.from_log(run_dir, folder.read_events(), folder.state(), smoothing),
-            self._show, self._could_not_read)
+            self._show, lambda failure: self._show(RunRecord.unreadable(run_dir, failure, smoothing)))
 
     def show_live(self) -> None:
         """Go back to the run that goes on."""
@@ -227,9 +231,6 @@ class TrainPage(QWidget):
         self.log.show_lines(record.log, replace=True)
         self._stack.setCurrentIndex(1)
         self._refresh()
-
-    def _could_not_read(self, failure: events.Failed) -> None:
-        self.log.tell(f"{failure.message} {failure.hint}".strip())
 
     @Slot()
     def _refresh_if_changed(self) -> None:

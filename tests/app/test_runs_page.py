@@ -1,6 +1,7 @@
 """The Runs page: the list, ticks, overlay, differences, actions."""
 
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from app.run_difference import differing_fields, value_text
 from app.run_table import MOST_TICKED, when
 from core import events, files
 from core.config import RunConfig
+from core.runs.history import RunSummary
 
 MARKUP = "<b>bold & <img src=x>"
 
@@ -196,3 +198,40 @@ def test_values_and_differences_in_words() -> None:
     assert differing_fields([RunConfig(), RunConfig()]) == []
     assert when(0) == "" and when(time.time()).startswith("today ")
     assert " 1971 " in when(86400 * 380)
+
+
+def test_a_folder_that_can_not_be_listed_is_told_where_it_is_seen(qtbot: QtBot, tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_root: Path) -> list[RunSummary]:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    listed = runs_page.list_runs
+    monkeypatch.setattr(runs_page, "list_runs", refuse)
+    page = RunsPage(lambda: tmp_path)
+    qtbot.addWidget(page)
+    page.show()
+    qtbot.waitUntil(page.empty.isVisible, timeout=5000)
+    assert "No permission" in page.empty.sentence.text()
+    monkeypatch.setattr(runs_page, "list_runs", listed)
+    page.refresh()
+    qtbot.waitUntil(lambda: "no runs yet" in page.empty.sentence.text(), timeout=5000)
+
+
+def test_one_run_is_deleted_at_a_time(page: RunsPage, root: Path, qtbot: QtBot,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, gone = threading.Event(), []
+
+    def slow(path: Path) -> None:
+        gate.wait(5)
+        gone.append(path.name)
+        shutil.rmtree(path)
+
+    monkeypatch.setattr(runs_page, "send2trash", slow)
+    monkeypatch.setattr(page, "_confirmed", lambda _run: True)
+    for name in ("one", "two"):
+        page.table.select(root / name)
+        page.delete_selected()
+        assert not page._actions["delete"].isEnabled()
+    gate.set()
+    qtbot.waitUntil(page._actions["delete"].isEnabled, timeout=5000)
+    assert gone == ["one"] and (root / "two").is_dir()

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from app.pages.train import TrainPage
 from app.run_log import MOST_LINES, RunLog
 from app.run_record import LogLine, RunRecord
 from core import events
+from core.runs.folder import RunFolder
 
 
 @pytest.fixture
@@ -183,3 +185,35 @@ def test_time_left_counts_evaluations() -> None:
         record.add(step_done(step, seconds=1.0))
     record.add(events.Evaluated(10, 1.0, 1, 5.0, True))
     assert record.seconds_left() == pytest.approx(90 * 1.5)
+
+
+def test_a_log_that_can_not_be_read_is_told(qtbot: QtBot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path, "run")
+
+    def refuse(_run: RunFolder, _end: int | None = None) -> Iterator[events.Event]:
+        raise PermissionError(13, "Permission denied", "events.jsonl")
+
+    monkeypatch.setattr(RunFolder, "read_events", refuse)
+    monkeypatch.setattr(RunFolder, "state", lambda _run: "finished")
+    page = TrainPage()
+    qtbot.addWidget(page)
+    page.show()
+    page.show_run(run.path)
+    qtbot.waitUntil(lambda: page.record is not None, timeout=5000)
+    assert "No permission" in page.sentence.full_text and page.report_button.isVisible()
+    assert not page.resume_button.isVisible() and not page.export_button.isVisible()
+
+
+def test_a_run_that_was_renamed_or_deleted_is_not_acted_on(qtbot: QtBot, tmp_path: Path) -> None:
+    run = make_run(tmp_path, "run")
+    page = TrainPage()
+    qtbot.addWidget(page)
+    page.show()
+    page.show_run(run.path)
+    qtbot.waitUntil(lambda: page.record is not None, timeout=5000)
+    page.run_moved(run.path, tmp_path / "other")
+    with qtbot.waitSignal(page.export_requested) as asked:
+        page.export_button.click()
+    assert asked.args == [tmp_path / "other"]
+    page.run_deleted(tmp_path / "other")
+    assert not page.export_button.isVisible() and not page.chat_button.isVisible()
