@@ -7,7 +7,7 @@ from PySide6.QtWidgets import QHBoxLayout, QLineEdit, QProgressBar, QWidget
 
 from app import theme
 from app.run_session import SessionState
-from app.widgets import ElidedLabel, button
+from app.widgets import ElidedLabel, button, plain_tip
 from core import words
 from core.events import Event, Failed, Finished, Planned, Progress, StepDone
 
@@ -53,7 +53,7 @@ class TopBar(QWidget):
     def set_ready(self, ready: bool, reason: str) -> None:
         """Whether Start may be pressed; if not, the reason is its tool tip."""
         self.start.setEnabled(ready)
-        self.start.setToolTip("" if ready else reason)
+        self.start.setToolTip(plain_tip("" if ready else reason))
         self.start.setAccessibleDescription("" if ready else reason)
 
     def show_state(self, state: SessionState) -> None:

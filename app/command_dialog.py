@@ -1,15 +1,16 @@
 """The run as a command line and a run file, to copy or to save."""
 
-import shlex
 from pathlib import Path
 
 from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QDialog, QFileDialog, QPlainTextEdit, QPushButton, QVBoxLayout, QWidget
 
 from app import theme
-from app.widgets import button, label, row
+from app.shell import command_line
+from app.widgets import ProblemLine, button, label, row
 from core import files
 from core.config import RunConfig, dump_config
+from core.errors import CoreError, describe
 from core.runs.folder import safe_name
 
 
@@ -22,7 +23,7 @@ class CommandDialog(QDialog):
         self.resize(640, 560)
         self._text = dump_config(config)
         self._file = f"{safe_name(name) if name.strip(' .-') else 'run'}.toml"
-        self.command = QPlainTextEdit(command_line(self._file))
+        self.command = QPlainTextEdit(train_command(self._file))
         self.run_file = QPlainTextEdit(self._text)
         for box, words in ((self.command, "Command line"), (self.run_file, "Run file")):
             box.setReadOnly(True)
@@ -35,6 +36,7 @@ class CommandDialog(QDialog):
         self.copy_file.setAccessibleName("Copy run file")
         self.save_file = button("Save…", self._save, icon="floppy-disk")
         self.save_file.setAccessibleName("Save run file")
+        self.problem = ProblemLine()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(*[theme.PAGE_MARGIN] * 4)
         layout.setSpacing(theme.GRID)
@@ -44,6 +46,7 @@ class CommandDialog(QDialog):
         layout.addSpacing(theme.GRID)
         layout.addLayout(row(label(f"Run file {self._file}", "section"), None, self.copy_file, self.save_file))
         layout.addWidget(self.run_file, 1)
+        layout.addWidget(self.problem)
         close = button("Close", self.accept)
         close.setDefault(True)
         layout.addLayout(row(None, close))
@@ -51,13 +54,23 @@ class CommandDialog(QDialog):
     def _save(self) -> None:
         path, _ = QFileDialog.getSaveFileName(self, "Save the run file", self._file, "Run files (*.toml)")
         if path:
-            files.write_text(Path(path), self._text)
-            self.command.setPlainText(command_line(path))
+            self.save(Path(path))
+
+    def save(self, path: Path) -> None:
+        """Write the run file; where that fails, say why and stay open."""
+        try:
+            files.write_text(path, self._text)
+        except (CoreError, OSError) as error:
+            words = describe(error)
+            self.problem.set_problem(f"{words.message} {words.hint}".strip())
+            return
+        self.problem.set_problem("")
+        self.command.setPlainText(train_command(str(path)))
 
 
-def command_line(file: str) -> str:
+def train_command(file: str) -> str:
     """The command that trains a run file."""
-    return f"lora-workbench train {shlex.quote(file)}"
+    return command_line(["lora-workbench", "train", file])
 
 
 def _copy(box: QPlainTextEdit, pressed: QPushButton) -> None:

@@ -1,12 +1,10 @@
 """What the export wizard gathers: the choices, their sizes, their problems. No widgets here."""
 
-import shlex
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from app.shell import command_line
 from core import files
 from core.config import RunConfig
 from core.events import ModelCard
@@ -47,7 +45,7 @@ class ExportChoice:
             words += ["--dtype", self.dtype]
         if self.to == "merged" and self.shard_bytes:
             words += ["--shard-size", str(self.shard_bytes)]
-        return subprocess.list2cmdline(words) if sys.platform == "win32" else shlex.join(words)
+        return command_line(words)
 
     def with_default_folder(self) -> "ExportChoice":
         """The same with a folder that does not exist yet, named after the run."""

@@ -76,11 +76,21 @@ class Settings:
         files.write_text(_draft_path(), dump_config(config))
 
     def load_draft(self) -> RunConfig | None:
-        """The unfinished run of last time; None at the first start or where it can not be read any more."""
+        """The unfinished run of last time; None at the first start.
+
+        Raises:
+            ConfigError: it can not be read any more. It is kept under another name, which the hint tells.
+        """
+        path = _draft_path()
+        if not path.exists():
+            return None
         try:
-            return load_config(_draft_path()) if _draft_path().exists() else None
-        except ConfigError:
-            return None  # written by another version: the sample is a better start than an error
+            return load_config(path)
+        except ConfigError as error:
+            kept = files.free_path(path.with_name("draft-unreadable.toml"))
+            path.rename(kept)
+            raise ConfigError("The unfinished run of last time can not be read; the sample is opened instead.",
+                              f"It is kept as {kept}. {error.message}") from error
 
     def sync(self) -> None:
         """Write what is not on the disk yet."""

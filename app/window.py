@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from PySide6.QtCore import Qt, QTimer, Slot
 from PySide6.QtGui import QCloseEvent, QShowEvent
-from PySide6.QtWidgets import (
-    QApplication,
-    QDialog,
-    QFileDialog,
-    QHBoxLayout,
-    QMainWindow,
-    QStackedWidget,
-    QVBoxLayout,
-    QWidget,
-)
+from PySide6.QtWidgets import QApplication, QDialog, QFileDialog, QMainWindow, QStackedWidget, QWidget
 
 from app import late_pages, theme
 from app.about_dialog import AboutDialog
@@ -25,6 +16,7 @@ from app.close_dialog import ask_how_to_close
 from app.command_dialog import CommandDialog
 from app.draft import Draft, suggested_name
 from app.errors import ErrorDialog
+from app.frame import make_frame
 from app.menus import Menus
 from app.operations import Operations
 from app.pages.data import DataPage
@@ -34,9 +26,8 @@ from app.run_session import RunSession, living_run
 from app.settings import Settings
 from app.sidebar import Sidebar
 from app.state_view import StateView, page_of
-from app.widgets import line
 from core.config import RunConfig, load_config
-from core.errors import CoreError
+from core.errors import CoreError, describe
 from core.events import Failed
 from core.paths import SAMPLE, SAMPLE_RUN_FILE
 from core.runs.folder import RunFolder, new_run_path
@@ -78,10 +69,11 @@ class MainWindow(QMainWindow):
             "runs": lambda: late_pages.make_runs(self.session, self),
             "chat": lambda: late_pages.make_chat(operations, self.draft, self.session, self),
         }
-        self._closing = False
-        self._shown = False
+        self._closing = self._shown = self._told_unsaved = False
         self.sidebar, self.top, self.status, self.stack = Sidebar(), TopBar(), StatusLine(), QStackedWidget()
-        self._build()
+        self.setCentralWidget(make_frame(self.sidebar, self.top, self.stack, self.status))
+        self.setMinimumSize(960, 600)
+        self.resize(1280, 800)
         self.menus = Menus(self.menuBar(), self, self.session, settings, self.draft.undo_stack)
         self.state_view = StateView(self.draft, self.session, operations, sidebar=self.sidebar, top=self.top,
                                     status=self.status, menus=self.menus)
@@ -94,26 +86,6 @@ class MainWindow(QMainWindow):
         self._show_state()
 
     # --- how it is built -------------------------------------------------------------------
-
-    def _build(self) -> None:
-        right = QVBoxLayout()
-        right.setContentsMargins(0, 0, 0, 0)
-        right.setSpacing(0)
-        for widget in (self.top, line()):
-            right.addWidget(widget)
-        right.addWidget(self.stack, 1)
-        for widget in (line(), self.status):
-            right.addWidget(widget)
-        whole = QHBoxLayout()
-        whole.setContentsMargins(0, 0, 0, 0)
-        whole.setSpacing(0)
-        whole.addWidget(self.sidebar)
-        whole.addLayout(right, 1)
-        central = QWidget()
-        central.setLayout(whole)
-        self.setCentralWidget(central)
-        self.setMinimumSize(960, 600)
-        self.resize(1280, 800)
 
     def _connect(self) -> None:
         draft, session, top = self.draft, self.session, self.top
@@ -175,7 +147,11 @@ class MainWindow(QMainWindow):
     # --- what is chosen --------------------------------------------------------------------
 
     def _open_last(self) -> None:
-        config = self.settings.load_draft()
+        try:
+            config = self.settings.load_draft()
+        except (CoreError, OSError) as error:
+            config, failed = None, Failed.of(error)
+            QTimer.singleShot(0, self, lambda: self.show_failure(failed))
         if config is not None:
             self.draft.replace(config, self.settings.draft_name)
         elif SAMPLE_RUN_FILE.exists():
@@ -247,12 +223,12 @@ class MainWindow(QMainWindow):
         self.draft.set_name(self.draft.name or suggested_name(config))
         try:
             run_dir = new_run_path(self.draft.name)
-        except CoreError as error:
+            self.settings.save_draft(config)
+        except (CoreError, OSError) as error:
             self.show_failure(Failed.of(error))
             return
         for file in config.data.train:
             self.settings.add_recent(file)
-        self.settings.save_draft(config)
         self.session.start(config, run_dir)
 
     def resume_training(self, run_dir: Path) -> None:
@@ -390,10 +366,25 @@ class MainWindow(QMainWindow):
         if self._closing and self.session.active:
             event.ignore()  # closed again when the run has ended
             return
+        if not self._remember():
+            event.ignore()
+            return
         self._closing = True
-        self.settings.geometry = self.saveGeometry()
-        self.settings.draft_name = self.draft.name
-        self.settings.save_draft(self.draft.config)
-        self.settings.sync()
         self.operations.close(keep_training=keep)
         event.accept()
+
+    def _remember(self) -> bool:
+        """Keep the draft for the next start; False where that fails, once: closing again closes without it."""
+        self.settings.geometry = self.saveGeometry()
+        self.settings.draft_name = self.draft.name
+        self.settings.sync()
+        try:
+            self.settings.save_draft(self.draft.config)
+        except (CoreError, OSError) as error:
+            if not self._told_unsaved:
+                self._told_unsaved = True
+                words = describe(error)
+                self.show_failure(Failed(f"The settings on these pages can not be kept. {words.message}",
+                                         "Close the window again to leave without keeping them.", words.details))
+                return False
+        return True

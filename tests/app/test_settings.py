@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 from PySide6.QtWidgets import QWidget
 from pytestqt.qtbot import QtBot
 
 from app.settings import RECENT_FILES, Settings, restore_geometry
-from core.config import RunConfig, parse_config
+from core.config import parse_config
+from core.errors import ConfigError
 
 
 def test_values_come_back_and_lie_in_the_home(home: Path) -> None:
@@ -28,15 +30,17 @@ def test_recent_files_are_few_and_newest_first() -> None:
     assert settings.recent[0] == "/5" and len(settings.recent) == RECENT_FILES == len(set(settings.recent))
 
 
-def test_an_unfinished_run_is_kept_and_a_damaged_one_forgotten(home: Path, tmp_path: Path) -> None:
+def test_an_unfinished_run_is_kept_and_a_damaged_one_put_aside(home: Path, tmp_path: Path) -> None:
     settings = Settings()
     assert settings.load_draft() is None
     config = parse_config({"adapter": {"rank": 5}, "data": {"train": [str(tmp_path / "a.jsonl")]}})
     settings.save_draft(config)
     assert settings.load_draft() == config
     (home / "draft.toml").write_text("[adapter]\nrank = 'many'\n")
+    with pytest.raises(ConfigError, match="can not be read") as told:
+        settings.load_draft()
+    assert "draft-unreadable.toml" in told.value.hint and (home / "draft-unreadable.toml").exists()
     assert settings.load_draft() is None
-    assert RunConfig() != config
 
 
 def test_a_window_of_a_monitor_that_is_gone_comes_back_to_a_screen(qtbot: QtBot) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import subprocess
 import sys
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from fake_engine import FakeClient, make_card, make_scan, texts_of
 from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QAbstractButton, QComboBox, QLabel, QLineEdit, QPlainTextEdit, QSpinBox, QWidget
+from PySide6.QtWidgets import QAbstractButton, QComboBox, QDialog, QLabel, QLineEdit, QPlainTextEdit, QSpinBox, QWidget
 from pytestqt.qtbot import QtBot
 
 from app import window as window_module
@@ -21,8 +22,8 @@ from app.settings import Settings
 from app.theme import Theme, colors
 from app.widgets import ElidedLabel
 from app.window import MainWindow
-from core import events, jobs
-from core.config import RunConfig, parse_config
+from core import events, files, jobs
+from core.config import RunConfig, load_config, parse_config
 from core.control import Control
 
 MARKUP = '<img src="http://example.invalid/x.png"><b>bold</b>'
@@ -190,6 +191,58 @@ def test_the_draft_is_there_again_at_the_next_start(make_window: MakeWindow, con
     assert again.draft.name == "mine" and again.draft.value("adapter.rank") == 5
 
 
+def test_a_draft_that_can_not_be_read_is_kept_and_told(make_window: MakeWindow, home: Path, qtbot: QtBot) -> None:
+    home.mkdir(exist_ok=True)
+    (home / "draft.toml").write_text("[adapter]\nrank = -1\n")
+    window = make_window()
+    qtbot.waitUntil(lambda: window.dialog is not None)
+    assert "can not be read" in _shown(window.dialog)
+    assert (home / "draft-unreadable.toml").read_text() == "[adapter]\nrank = -1\n"
+    assert window.draft.name == "orders"
+
+
+def test_a_full_disk_neither_starts_a_run_nor_holds_the_window(make_window: MakeWindow, config: RunConfig,
+                                                               qtbot: QtBot, monkeypatch: pytest.MonkeyPatch) -> None:
+    window = make_window(config)
+    qtbot.waitUntil(window.top.start.isEnabled)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write_text", full)
+    window.start_training()
+    assert "The disk is full" in _shown(window.dialog) and not window.session.active
+    assert not window.close() and "can not be kept" in _shown(window.dialog)
+    assert window.close()
+
+
+def test_closed_dialogs_do_not_pile_up(make_window: MakeWindow, qtbot: QtBot) -> None:
+    window = make_window(RunConfig())
+    for open_dialog in (window.about, window.show_command, lambda: window.show_failure(events.Failed("It broke."))):
+        open_dialog()
+        assert window.dialog is not None
+        window.dialog.reject()
+    assert window.dialog is None
+    qtbot.waitUntil(lambda: not window.findChildren(QDialog))
+
+
+def test_a_run_file_that_can_not_be_saved_is_told_in_its_dialog(make_window: MakeWindow, config: RunConfig,
+                                                                tmp_path: Path) -> None:
+    window = make_window(config)
+    window.show_command()
+    dialog: Any = window.dialog
+    dialog.save(tmp_path)  # a folder
+    assert dialog.problem.text and dialog.isVisible()
+    dialog.save(tmp_path / "my run.toml")
+    assert dialog.problem.text == "" and "my run.toml" in dialog.command.toPlainText()
+    assert load_config(tmp_path / "my run.toml") == config
+
+
+def _shown(dialog: QWidget | None) -> str:
+    assert dialog is not None
+    return " ".join(label.text() for label in dialog.findChildren(QLabel))
+
+
 def test_a_damaged_run_file_is_told_and_changes_nothing(make_window: MakeWindow, tmp_path: Path) -> None:
     window = make_window(RunConfig())
     file = tmp_path / "run.toml"
@@ -217,6 +270,8 @@ def test_foreign_text_is_never_markup(make_window: MakeWindow, engines: tuple[Fa
         window.show_page(key)
     qtbot.waitUntil(lambda: "PreviewRows" in engine.kinds() and window.draft.ready)
     qtbot.wait(100)
+    window.draft.set_error("adapter.rank", MARKUP)
+    assert MARKUP not in window.top.start.toolTip() and window.top.start.toolTip()
     window.show_failure(events.Failed(MARKUP, MARKUP, MARKUP))
     for widget, text in texts_of(window):
         assert "<img" not in text and "<b>" not in text, (widget, text)
