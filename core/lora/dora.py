@@ -6,7 +6,7 @@ The norm comes from ||W||² + 2 s <W, B A> + s² ||B A||², row by row, with ||W
 never formed.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from core.lora.inject import inject, lora_layers
+from core.lora.inject import lora_layers
 from core.lora.layers import LoraLayer
 from core.lora.lora import Lora
-from core.lora.method import Material, ParameterGroup
+from core.lora.method import ParameterGroup
 
 
 class DoraLayer(LoraLayer):
@@ -72,9 +72,7 @@ class DoraLayer(LoraLayer):
 class Dora(Lora):
     """LoRA with a learned length of every row."""
 
-    def install(self, model: PreTrainedModel, material: Material) -> None:
-        """Put a layer on every chosen module. Raises AdapterError where that does not fit."""
-        inject(model, self.adapter, material.seed, DoraLayer)
+    kind: ClassVar[type[LoraLayer]] = DoraLayer
 
     def groups(self, model: PreTrainedModel) -> list[ParameterGroup]:
         """A, B and the magnitudes."""

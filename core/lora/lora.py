@@ -1,7 +1,7 @@
 """LoRA as a method: layers put on the chosen modules, A and B trained, written in PEFT layout."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedModel
@@ -9,18 +9,21 @@ from transformers import PreTrainedModel
 from core.config import PatternedConfig
 from core.lora.adapter_file import adapter_tensors, peft_config, write_adapter
 from core.lora.inject import inject, lora_layers
+from core.lora.layers import LoraLayer
 from core.lora.method import Material, Method, ParameterGroup
 
 
 class Lora(Method):
     """h = W x + (alpha / rank) B A x on every chosen module (arXiv 2106.09685)."""
 
+    kind: ClassVar[type[LoraLayer]] = LoraLayer
+
     def __init__(self, adapter: PatternedConfig) -> None:
         self.adapter = adapter
 
     def install(self, model: PreTrainedModel, material: Material) -> None:
         """Put a layer on every chosen module. Raises AdapterError where that does not fit."""
-        inject(model, self.adapter, material.seed)
+        inject(model, self.adapter, material.seed, self.kind)
 
     def groups(self, model: PreTrainedModel) -> list[ParameterGroup]:
         """A, and B with its own learning rate where LoRA+ is on (arXiv 2402.12354)."""

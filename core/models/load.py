@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from core.errors import ModelError
 from core.models.device import machine_facts, resolve_device, resolve_dtype, use_physical_cores
+from core.models.quantise import Quantisation, loading_config, take_over
 from core.models.safety import check_model_folder, read_config
 
 __all__ = ["load_config", "load_model", "load_tokenizer", "machine_facts", "resolve_device", "resolve_dtype"]
@@ -75,16 +76,19 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         raise
 
 
-def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def load_model(path: Path, device: torch.device, dtype: torch.dtype,
+               quantisation: Quantisation | None = None) -> PreTrainedModel:
     """The model of a folder, every parameter frozen, in eval mode.
 
     Args:
         path: folder in Hugging Face layout; it is checked first.
         device: where the weights go.
-        dtype: of all weights.
+        dtype: of all weights that are not quantised.
+        quantisation: hold the linear layers below the head in 4 or 8 bits; each is quantised as it is read.
 
     Raises:
-        ModelError: unsafe, damaged, or weights that are missing or do not fit the config.
+        ModelError: unsafe, damaged, weights that are missing or do not fit the config, or bitsandbytes is
+            needed and missing.
     """
     check_model_folder(path)
     config = load_config(path)
@@ -92,11 +96,12 @@ def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> PreTrain
     if device.type == "cpu":
         use_physical_cores()
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    extra = {} if quantisation is None else {"quantization_config": loading_config(quantisation)}
     try:
         model, loading = model_class.from_pretrained(
             path, config=config, dtype=dtype, attn_implementation=attention_implementation(config),
             use_safetensors=True, local_files_only=True, output_loading_info=True,
-            device_map=None if device.type == "cpu" else {"": device},
+            device_map=None if device.type == "cpu" and quantisation is None else {"": device}, **extra,
         )
     except torch.OutOfMemoryError:
         raise
@@ -109,6 +114,8 @@ def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> PreTrain
     if missing:
         raise ModelError(f"The model in {path} lacks {len(missing)} of its weights, the first is {missing[0]}.",
                          "Fetch the model again, with all of its safetensors files.")
+    if quantisation is not None:
+        model = take_over(model, quantisation.computed_in)
     return model.requires_grad_(False).eval()
 
 
