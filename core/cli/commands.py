@@ -103,7 +103,12 @@ def inspect(options: argparse.Namespace, control: Control) -> Iterator[Event]:
 def estimate(options: argparse.Namespace, control: Control) -> Iterator[Event]:
     """Count parameters and memory, and name every problem of the run."""
     config = read_run_file(options)
-    card = yield from model_card(config.model.path, control)
+    if _is_shape_only(Path(config.model.path)):
+        from core.models.inspect import read_shape_card  # noqa: PLC0415 - needs torch
+
+        card = read_shape_card(Path(config.model.path))
+    else:
+        card = yield from model_card(config.model.path, control)
     found = estimates.estimate(config, card)
     yield Result({
         "trainable_parameters": found.trainable_parameters,
@@ -116,6 +121,11 @@ def estimate(options: argparse.Namespace, control: Control) -> Iterator[Event]:
         "problems": [dataclasses.asdict(problem) for problem in estimates.problems(config, card)],
         "advice": [dataclasses.asdict(item) for item in estimates.advice(config, card)],
     })
+
+
+def _is_shape_only(path: Path) -> bool:
+    """A folder with a config.json and no weights: parameters and memory can be counted all the same."""
+    return (path / "config.json").is_file() and not any(path.glob("*.safetensors*"))
 
 
 def check_data(options: argparse.Namespace, control: Control) -> Iterator[Event]:

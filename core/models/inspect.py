@@ -19,7 +19,7 @@ from core.models.json_file import read_object
 from core.models.library import display_name, resolve
 from core.models.load import load_config, one_line
 from core.models.safetensors_header import SafetensorsHeader
-from core.models.safety import check_model_folder
+from core.models.safety import check_config, check_model_folder
 
 _MAX_LAYERS = 1_000
 _SMALL_BYTES = 64 * 1024**2  # below it the fingerprint covers every byte
@@ -47,7 +47,20 @@ def read_card(path: Path) -> ModelCard:
     Raises:
         ModelError: unsafe, damaged, or not a language model.
     """
-    headers = check_model_folder(path)
+    return _described(path, check_model_folder(path))
+
+
+def read_shape_card(path: Path) -> ModelCard:
+    """The card of a folder that need hold no more than a config.json: enough to count parameters and memory.
+
+    Raises:
+        ModelError: no config.json, or not of a language model.
+    """
+    check_config(path)
+    return _described(path, [])
+
+
+def _described(path: Path, headers: list[SafetensorsHeader]) -> ModelCard:
     config = load_config(path)
     text = config.get_text_config()
     model = _meta_model(path, config, headers)
@@ -110,7 +123,7 @@ def _sample_positions(header: SafetensorsHeader) -> list[int]:
 def _meta_model(path: Path, config: PretrainedConfig, headers: list[SafetensorsHeader]) -> Any:
     """The model's modules with shapes but without memory."""
     layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    tensors = sum(len(header.tensors) for header in headers)
+    tensors = sum(len(header.tensors) for header in headers) if headers else _MAX_LAYERS
     if not isinstance(layers, int) or not 0 < layers <= min(_MAX_LAYERS, tensors):
         raise ModelError(f"The config.json in {path} claims {layers} layers, but the weights hold {tensors} tensors.",
                          "Fetch the model again.")

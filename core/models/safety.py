@@ -39,6 +39,17 @@ def check_model_folder(path: Path) -> list[SafetensorsHeader]:
     return headers
 
 
+def check_config(path: Path) -> None:
+    """What must hold before a model is built from its config.json alone, without weights.
+
+    Raises:
+        ModelError: see `check_model_folder`.
+    """
+    require_folder(path)
+    _require_regular_entries(path)
+    _require_known_type(path, read_config(path))
+
+
 def check_files(path: Path) -> list[SafetensorsHeader]:
     """The checks that need neither torch nor transformers. Returns the verified weight headers.
 
