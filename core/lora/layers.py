@@ -64,6 +64,14 @@ class LoraLayer(AdapterModule):
         """Inner dimension r."""
         return self.lora_a.shape[0]
 
+    def right(self) -> Tensor:
+        """The right factor of the update, (r, in)."""
+        return self.lora_a
+
+    def left(self) -> Tensor:
+        """The left factor of the update, (out, r)."""
+        return self.lora_b
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the dtype of the base."""
         if not self.enabled:
@@ -71,14 +79,14 @@ class LoraLayer(AdapterModule):
         dropping = self.training and self.dropout > 0
         if not dropping and x.dtype == self.weight.dtype == self.lora_a.dtype and torch.is_grad_enabled():
             weight = self.weight.T if isinstance(self.base, Conv1D) else self.weight
-            return fused_lora_linear(x, weight, self.bias, self.lora_a, self.lora_b, self.scale)
+            return fused_lora_linear(x, weight, self.bias, self.right(), self.left(), self.scale)
         return self._plain_forward(x, dropping)
 
     def _plain_forward(self, x: Tensor, dropping: bool) -> Tensor:
         update = x.to(self.lora_a.dtype)  # the adapter computes in fp32 over a 16-bit base
         if dropping:
             update = F.dropout(update, self.dropout)
-        update = F.linear(F.linear(update, self.lora_a), self.lora_b)
+        update = F.linear(F.linear(update, self.right()), self.left())
         result = self.base(x)
         return result + (self.scale * update).to(result.dtype)
 
@@ -89,7 +97,7 @@ class LoraLayer(AdapterModule):
     @torch.no_grad()
     def delta(self) -> Tensor:
         """(alpha / rank) B A as (out, in) in fp32, whatever the orientation of the base's weight."""
-        return self.scale * (self.lora_b.float() @ self.lora_a.float())
+        return self.scale * (self.left().float() @ self.right().float())
 
     def extra_repr(self) -> str:
         """What `print(model)` shows of this layer."""

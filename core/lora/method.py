@@ -63,6 +63,18 @@ class Method(ABC):
               origin: dict[str, Any]) -> None:
         """Write the files that others read into `folder`, which exists; the caller makes it whole."""
 
+    def begin(self, model: PreTrainedModel, step: int, total: int) -> Iterator[Event]:
+        """Called once before training, with the steps done so far (0, or more in a resumed run) and all there will be.
+
+        Raises:
+            AdapterError: the method can not do its work in so many steps.
+        """
+        yield from ()
+
+    def is_settled(self, step: int, total: int) -> bool:
+        """True once what is trained has the form asked for; only then can it be the best of a run."""
+        return True
+
     def penalty(self, model: PreTrainedModel) -> Tensor | None:
         """A term that is added to the loss of every step, or None."""
         return None

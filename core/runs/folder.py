@@ -147,7 +147,7 @@ class RunFolder:
 
 
 def _is_before(event: events.Event, step: int) -> bool:
-    if isinstance(event, events.StepDone | events.Evaluated | events.CheckpointSaved):
+    if isinstance(event, events.StepDone | events.Evaluated | events.RanksChosen | events.CheckpointSaved):
         return event.step <= step
     return not isinstance(event, events.Finished | events.Failed | events.Result)
 
