@@ -87,7 +87,8 @@ def bitsandbytes() -> Any:
         import bitsandbytes as package  # noqa: PLC0415 - large, and needed for quantised bases alone
     except ImportError as error:
         raise ModelError("A quantised base needs the package bitsandbytes, which can not be imported "
-                         f"({' '.join(str(error).split())[:200]}).", "Install it with: pip install bitsandbytes") from error
+                         f"({' '.join(str(error).split())[:200]}).",
+                         "Install it with: pip install bitsandbytes") from error
     except (OSError, RuntimeError) as error:
         raise ModelError("The package bitsandbytes does not work on this machine: "
                          f"{' '.join(str(error).split())[:200]}.", "Install it again, or choose LoRA.") from error

@@ -10,7 +10,6 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -21,12 +20,12 @@ from core.errors import AdapterError, CoreError, DataError, ModelError
 from core.lora.adapter_file import read_origin
 from core.lora.tensor_file import write_tensors
 from core.runs.folder import RunFolder
+from core.training.optim import optimizer_tensors, restore_optimizer
 from core.training.setup import Setup
 
 MANIFEST_NAME = "manifest.json"
 _OPTIMIZER_NAME = "optimizer.safetensors"
 _STATE_NAME = "state.json"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 _VALUE = "value"
 _STATE_PREFIX = "method."
 
@@ -74,11 +73,7 @@ def _trained_tensors(setup: Setup, optimizer: torch.optim.Optimizer) -> dict[str
                for name, tensor in setup.adaptation.state().items()}
     for name, parameter in setup.adaptation.parameters(setup.model).items():
         tensors[f"{name}.{_VALUE}"] = parameter.detach().cpu().contiguous()
-        state = optimizer.state.get(parameter)
-        if state:
-            for moment in _MOMENTS:
-                tensors[f"{name}.{moment}"] = state[moment].detach().cpu().contiguous()
-            tensors[f"{name}.step"] = torch.as_tensor(state["step"]).detach().cpu().reshape(1).clone()
+        tensors |= {f"{name}.{part}": tensor for part, tensor in optimizer_tensors(optimizer, parameter).items()}
     return tensors
 
 
@@ -144,10 +139,13 @@ def restore_checkpoint(folder: Path, setup: Setup, optimizer: torch.optim.Optimi
             parameter.copy_(tensors[f"{name}.{_VALUE}"])
     setup.adaptation.load_state({key.removeprefix(_STATE_PREFIX): tensor for key, tensor in tensors.items()
                                  if key.startswith(_STATE_PREFIX)})
+    held: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, part = key.rpartition(".")
+        if part != _VALUE:
+            held.setdefault(name, {})[part] = tensor
     for name, parameter in parameters.items():
-        if f"{name}.step" in tensors:
-            state: dict[str, Any] = {moment: tensors[f"{name}.{moment}"].to(parameter.device) for moment in _MOMENTS}
-            optimizer.state[parameter] = state | {"step": tensors[f"{name}.step"].reshape(())}
+        restore_optimizer(optimizer, parameter, held.get(name, {}))
     torch.set_rng_state(tensors["random.cpu"])
     if torch.cuda.is_available() and "random.cuda.0" in tensors:
         states = [tensors[key] for key in sorted(tensors) if key.startswith("random.cuda.")]

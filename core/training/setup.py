@@ -23,6 +23,7 @@ from core.lora.method import Material
 from core.models.inspect import read_card
 from core.models.library import resolve
 from core.models.load import load_model, load_tokenizer, resolve_device, resolve_dtype
+from core.models.quantise import ORIGIN_KEY, quantisation_of
 from core.training.loss import SummedLoss, chunked_loss, direct_loss
 from core.training.segments import segmented_attention
 
@@ -71,10 +72,10 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
     device = resolve_device(config.training.device)
     dtype = resolve_dtype(config.training.dtype, device)
     yield Progress("Loading the model", 0, 0)
-    model = load_model(path, device, dtype)
+    quantisation = quantisation_of(config.adapter, dtype)
+    model = load_model(path, device, dtype, quantisation)
     control.check()
     _check_vocabulary(model, prepared.train)
-    total_parameters = sum(parameter.numel() for parameter in model.parameters())
     adaptation = Adaptation(config)
     adaptation.install(model, Material(prepared.train, config.training.seed))
     loss, batches, packing, reason = choose_path(model, prepared.train, config.training.packing, device)
@@ -83,8 +84,10 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
     training = config.training.model_copy(update={
         "device": str(device), "dtype": _DTYPE_NAMES[dtype], "packing": "on" if packing else "off"})
     origin = {"base_fingerprint": card.fingerprint, "base_name": card.name, "base_path": str(path),
-              "base_origin": card.origin, "base_parameters": total_parameters,
+              "base_origin": card.origin, "base_parameters": card.parameters,
               "data_digest": _digest([*prepared.train, *prepared.validation])}
+    if quantisation is not None:
+        origin[ORIGIN_KEY] = quantisation.to_plain()
     return Setup(config.model_copy(update={"training": training}), model, adaptation, path, device,
                  prepared.train, prepared.validation, loss, batches, origin)
 
