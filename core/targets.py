@@ -1,13 +1,12 @@
 """Which modules an adapter is put on. Plain Python, shared by injection, estimate and the form."""
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
-from core.config import LowRankConfig, PatternedConfig, TargetConfig
+from core.config import TARGET_PRESETS, AdaLoraConfig, DoraConfig, FullConfig, LowRankConfig, PatternedConfig, TargetConfig
 from core.errors import AdapterError
 from core.events import ModuleInfo
+from core.patterns import pattern_value, whole_match
 
 ATTENTION_KINDS = frozenset({
     "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "dense", "c_attn", "qkv_proj",
@@ -17,9 +16,8 @@ QUERY_VALUE_KINDS = frozenset({
     # a fused projection holds the query and the value (and the key), so it stands for both
     "q_proj", "v_proj", "query", "value", "c_attn", "qkv_proj", "query_key_value", "Wqkv",
 })
-ADAPTABLE = ("Linear", "Conv1D")
-
-Number = TypeVar("Number", int, float)
+RANK_OFFSET = 1e-5  # AdaLoRA's code divides alpha by the first rank and this, as it counts ranks of 0
+ADAPTABLE = ("Linear", "Conv1D", "Experts")
 
 
 def select_targets(modules: Sequence[ModuleInfo], adapter: TargetConfig) -> list[ModuleInfo]:
@@ -28,11 +26,44 @@ def select_targets(modules: Sequence[ModuleInfo], adapter: TargetConfig) -> list
     Raises:
         AdapterError: nothing matches, or a name of the list matches nothing.
     """
-    able = [module for module in modules if module.type in ADAPTABLE]
+    if isinstance(adapter, FullConfig):
+        return _select_whole(modules, adapter)
+    able = [module for module in modules
+            if module.type in ADAPTABLE and (module.type != "Experts" or takes_experts(adapter))]
     chosen = [module for module in _by_name(able, adapter.target_modules) if _in_range(module, adapter)]
     if not chosen:
         raise AdapterError("The target layers match no module of this model.", _hint(able, adapter.target_modules))
     return chosen
+
+
+def takes_experts(adapter: TargetConfig) -> bool:
+    """True for the methods that work on the three-dimensional weights of experts, as PEFT has it too."""
+    return isinstance(adapter, PatternedConfig) and not isinstance(adapter, DoraConfig)
+
+
+def _select_whole(modules: Sequence[ModuleInfo], adapter: FullConfig) -> list[ModuleInfo]:
+    """The modules that full fine-tuning trains: of any type, and all that is inside of a named one."""
+    target = adapter.target_modules
+    if target == "all":
+        chosen = list(modules)
+    elif isinstance(target, str) and target in TARGET_PRESETS:
+        chosen = _by_name([module for module in modules if module.type in ADAPTABLE], target)
+    elif isinstance(target, str):
+        chosen = [module for module in modules if whole_match(target, module.name)]
+    else:
+        for name in target:
+            if not any(_is_or_holds(name, module.name) for module in modules):
+                raise AdapterError(f"{name!r} matches no module of this model.", _hint(list(modules), target))
+        chosen = [module for module in modules if any(_is_or_holds(name, module.name) for name in target)]
+    chosen = [module for module in chosen if _in_range(module, adapter)]
+    if not chosen:
+        raise AdapterError("The trained modules match nothing in this model.", _hint(list(modules), target))
+    return chosen
+
+
+def _is_or_holds(target: str, name: str) -> bool:
+    """True where `target` is the module called `name` by PEFT's rule, or one that it lies in."""
+    return matches_suffix(name, target) or f".{target}." in f".{name}."
 
 
 def _hint(able: list[ModuleInfo], target: str | tuple[str, ...]) -> str:
@@ -54,8 +85,7 @@ def _by_name(able: list[ModuleInfo], target: str | tuple[str, ...]) -> list[Modu
         return [module for module in able if _is_attention(module)]
     if target == "q-v":
         return [module for module in able if module.kind in QUERY_VALUE_KINDS and module.layer >= 0]
-    pattern = re.compile(target)
-    return [module for module in able if pattern.fullmatch(module.name)]
+    return [module for module in able if whole_match(target, module.name)]
 
 
 def matches_suffix(name: str, target: str) -> bool:
@@ -64,7 +94,9 @@ def matches_suffix(name: str, target: str) -> bool:
 
 
 def rank_of(name: str, adapter: LowRankConfig) -> int:
-    """The rank r of the module called `name`."""
+    """The rank r of the module called `name`; for AdaLoRA the one that it starts with."""
+    if isinstance(adapter, AdaLoraConfig):
+        return adapter.first_rank
     return pattern_value(adapter.rank_pattern, name, adapter.rank) if isinstance(adapter, PatternedConfig) \
         else adapter.rank
 
@@ -78,16 +110,10 @@ def alpha_of(name: str, adapter: LowRankConfig) -> float:
 def scale_of(name: str, adapter: LowRankConfig) -> float:
     """The factor of B A: alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732)."""
     rank = rank_of(name, adapter)
+    if isinstance(adapter, AdaLoraConfig):
+        return alpha_of(name, adapter) / (rank + RANK_OFFSET)
     stabilised = isinstance(adapter, PatternedConfig) and adapter.rslora
     return alpha_of(name, adapter) / (math.sqrt(rank) if stabilised else rank)
-
-
-def pattern_value(pattern: Mapping[str, Number], name: str, default: Number) -> Number:
-    """PEFT's rule for `rank_pattern` and `alpha_pattern`: the first key that matches the end of the name wins."""
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", name):
-            return value
-    return default
 
 
 def _is_attention(module: ModuleInfo) -> bool:

@@ -1,11 +1,12 @@
 """The table [adapter]: a union of methods told apart by `method`, each with its own fields."""
 
-import re
+import math
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator
 
 from core.config.section import SaveDtype, Section, option
+from core.patterns import pattern_problem
 
 TARGET_PRESETS = ("all-linear", "attention", "q-v")
 
@@ -33,10 +34,9 @@ class TargetConfig(Section):
         if not value:
             raise ValueError("choose at least one target layer")
         if isinstance(value, str) and value not in TARGET_PRESETS:
-            try:
-                re.compile(value)
-            except re.error as error:
-                raise ValueError(f"neither a preset nor a valid regular expression ({error})") from None
+            problem = pattern_problem(value)
+            if problem:
+                raise ValueError(f"neither a preset nor a valid regular expression ({problem})")
         return value
 
 
@@ -73,6 +73,10 @@ class PatternedConfig(LowRankConfig):
     lora_plus_ratio: float = option(
         1.0, "LoRA+ ratio", "B learns so many times faster than A (LoRA+, arXiv 2402.12354); 16 is usual, 1 is LoRA.",
         group="Adapter", more=True, ge=1.0, le=1000.0)
+    start_from: str = option(
+        "", "Start from adapter",
+        "An adapter folder or a run: training goes on from its numbers. Empty begins anew.",
+        group="Adapter", more=True)
     rank_pattern: dict[str, int] = option(
         {}, "Ranks by name", "Other ranks for single modules: name, name ending or regular expression = rank.",
         group="Adapter", more=True)
@@ -115,7 +119,7 @@ class LoraConfig(PatternedConfig):
     """Low-rank adaptation: h = W x + (alpha/rank) B A x (arXiv 2106.09685)."""
 
     method: Literal["lora"] = option(
-        "lora", "Method", "LoRA trains two small matrices beside each chosen layer.", group="Adapter")
+        "lora", "Method", "LoRA trains two small matrices beside each chosen layer.", group="Adapter", choices_text={"lora": "LoRA"})
 
 
 class DoraConfig(PatternedConfig):
@@ -123,7 +127,7 @@ class DoraConfig(PatternedConfig):
 
     method: Literal["dora"] = option(
         "dora", "Method", "DoRA also learns the length of every row of the weights; a little slower, often better.",
-        group="Adapter")
+        group="Adapter", choices_text={"dora": "DoRA"})
 
 
 class QLoraConfig(PatternedConfig):
@@ -131,7 +135,7 @@ class QLoraConfig(PatternedConfig):
 
     method: Literal["qlora"] = option(
         "qlora", "Method", "QLoRA holds the frozen base in 4 or 8 bits: a quarter of the memory, a little slower.",
-        group="Adapter")
+        group="Adapter", choices_text={"qlora": "QLoRA"})
     quantisation: Literal["nf4", "int8"] = option(
         "nf4", "Base held in", "NF4 is QLoRA's own 4-bit type; int8 is larger and closer to the original.",
         group="Adapter")
@@ -148,7 +152,7 @@ class AdaLoraConfig(LowRankConfig):
 
     method: Literal["adalora"] = option(
         "adalora", "Method", "AdaLoRA starts with more rank than asked for and keeps it where it helps most.",
-        group="Adapter")
+        group="Adapter", choices_text={"adalora": "AdaLoRA"})
     initial_rank: int | None = option(
         None, "Initial rank", "The rank of every matrix at the start; empty means 1.5 times the rank.",
         group="Adapter", ge=1, le=1536)
@@ -171,13 +175,27 @@ class AdaLoraConfig(LowRankConfig):
         0.5, "Orthogonality", "Weight of the penalty that keeps P and Q orthogonal.",
         group="Adapter", more=True, ge=0.0, le=100.0)
 
+    @property
+    def first_rank(self) -> int:
+        """The rank of every matrix at the start: `initial_rank`, or 1.5 times the rank, rounded up."""
+        return math.ceil(1.5 * self.rank) if self.initial_rank is None else self.initial_rank
+
+    def pruning_steps(self, total: int) -> tuple[int, int]:
+        """The last step before the budget begins to fall, and the step at which it reaches its target."""
+        return round(self.budget_start * total), round(self.budget_end * total)
+
+    def has_steps_to_prune(self, total: int) -> bool:
+        """True if a run of `total` steps has one that weighs the ranks before they are chosen."""
+        start, end = self.pruning_steps(total)
+        return max(start, 1) < end
+
 
 class FullConfig(TargetConfig):
     """Full fine-tuning, the yardstick: every number of the chosen modules is trained."""
 
     method: Literal["full"] = option(
         "full", "Method", "Full fine-tuning trains the weights themselves: much memory, large files.",
-        group="Adapter")
+        group="Adapter", choices_text={"full": "Full fine-tuning"})
     target_modules: str | tuple[str, ...] = option(
         "all", "Trained modules",
         "All, a preset (all-linear, attention, q-v), a list of module names or suffixes, or a regular expression.",
@@ -189,11 +207,14 @@ class NoAdapterConfig(Section):
 
     method: Literal["none"] = option(
         "none", "Method", "Nothing is added to the layers; a prefix or bottleneck adapters learn alone.",
-        group="Adapter")
+        group="Adapter", choices_text={"none": "None"})
+    save_dtype: SaveDtype = option(
+        "fp32", "Saved as", "Number type of the files; fp32 is exact, 16-bit is half the size.",
+        group="Adapter", more=True)
 
 
 # The methods that are offered: the form, the CLI and the run file take them from here.
-AdapterConfig = LoraConfig | DoraConfig
+AdapterConfig = LoraConfig | DoraConfig | QLoraConfig | AdaLoraConfig | NoAdapterConfig
 METHODS: dict[str, type[TargetConfig] | type[NoAdapterConfig]] = {
     str(kind.model_fields["method"].default): kind for kind in get_args(AdapterConfig)}
 
