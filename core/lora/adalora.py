@@ -25,6 +25,7 @@ from core.lora.adapter_file import target_names, write_adapter
 from core.lora.inject import inject, lora_layers
 from core.lora.layers import LoraLayer
 from core.lora.method import Material, Method, ParameterGroup
+from core.words import plural
 
 _SPREAD = 0.02  # standard deviation of P and Q at the start, as the paper's code draws them
 
@@ -70,9 +71,9 @@ class AdaLora(Method):
     def begin(self, model: PreTrainedModel, step: int, total: int) -> Iterator[Event]:
         """Fix the schedule and tell the first ranks. Raises AdapterError where no step is left for the choice."""
         self._total = total
-        start, end = self.adapter.pruning_steps(total)
-        if not max(start, 1) < end:
-            raise AdapterError(f"A run of {total:,} steps leaves none in which the ranks could be chosen "
+        if not self.adapter.has_steps_to_prune(total):
+            start, end = self.adapter.pruning_steps(total)
+            raise AdapterError(f"A run of {plural(total, 'step')} leaves none in which the ranks could be chosen "
                                f"(from step {start:,} until step {end:,}).",
                                "Train longer, or leave more room between Pruning from and Pruning until.")
         if step == 0:
