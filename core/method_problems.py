@@ -1,0 +1,56 @@
+"""What keeps QLoRA and full fine-tuning from working, told before the start. Plain Python, for the form."""
+
+import importlib.util
+from collections.abc import Iterator
+
+from core.config import AdapterConfig, FullConfig, QLoraConfig, RunConfig
+from core.events import ModelCard
+from core.targets import matches_suffix
+
+Told = tuple[str, str, str]  # field, message, hint
+
+
+def method_problems(config: RunConfig, card: ModelCard | None) -> list[Told]:
+    """(field, message, hint) of everything that the run's method can not do."""
+    adapter = config.adapter
+    if isinstance(adapter, QLoraConfig):
+        return [*_quantisation_problems(config, adapter), *_trained_whole_problems(adapter, card)]
+    if isinstance(adapter, FullConfig):
+        return list(_full_problems(config))
+    return []
+
+
+def _quantisation_problems(config: RunConfig, adapter: QLoraConfig) -> Iterator[Told]:
+    if importlib.util.find_spec("bitsandbytes") is None:  # looked for, not imported
+        yield ("adapter.method", "QLoRA needs the package bitsandbytes, which is not installed.",
+               "Install it with: pip install bitsandbytes, or choose LoRA.")
+    if adapter.init in ("pissa", "olora"):
+        yield ("adapter.init", f"{'PiSSA' if adapter.init == 'pissa' else 'OLoRA'} changes the base's weights, which "
+               "a quantised base can not keep.", "Choose kaiming, or LoRA as the method.")
+    if adapter.optimizer != "adamw" and config.training.device in ("cpu", "mps"):
+        yield ("adapter.optimizer", f"The optimizer {adapter.optimizer} needs CUDA, this run computes on "
+               f"{config.training.device}.", "Choose adamw.")
+
+
+def _trained_whole_problems(adapter: QLoraConfig, card: ModelCard | None) -> Iterator[Told]:
+    """A packed weight can not be trained; what is not quantised can."""
+    for module in card.modules if card is not None and adapter.modules_to_save else ():
+        packed = module.type in ("Linear", "Conv1D") and not module.is_output_head
+        if packed and any(matches_suffix(module.name, name) for name in adapter.modules_to_save):
+            yield ("adapter.modules_to_save", f"{module.name} is quantised, so it can not be trained whole.",
+                   "Leave it out, or choose LoRA as the method.")
+            return
+
+
+def _full_problems(config: RunConfig) -> Iterator[Told]:
+    if config.training.dtype == "bf16":
+        yield ("training.dtype", "Full fine-tuning trains the weights in fp32: small steps would be lost in bf16.",
+               "Set it to auto or fp32.")
+    if config.prefix is not None or config.bottleneck is not None:
+        yield ("adapter.method", "Full fine-tuning leaves a whole model, in which a prefix or bottleneck adapters have "
+               "no place.", "Leave them out, or choose another method.")
+
+
+def is_whole(adapter: AdapterConfig) -> bool:
+    """True where the run trains the model's own weights and leaves a whole model."""
+    return isinstance(adapter, FullConfig)
