@@ -16,13 +16,13 @@ from PySide6.QtWidgets import (
 )
 
 from app import theme
-from app.widgets import plain_tip
+from app.widgets import label, plain_tip
 from core.events import ModelEntry
 from core.words import size
 
 _ENTRY = Qt.ItemDataRole.UserRole
 _ROW_HEIGHT = 52
-ORIGIN_WORDS = {"starter": "comes along", "library": "library", "hub cache": "hub cache"}
+ORIGIN_WORDS = {"starter": "comes along", "folder": "folder on this machine"}
 
 
 class ModelList(QWidget):
@@ -45,29 +45,40 @@ class ModelList(QWidget):
         self.list.itemClicked.connect(self._picked)
         self.list.itemActivated.connect(self._picked)
         theme.set_role(self.list, "plain")
+        self.nothing = label("No model has this name.", "help")
+        self.nothing.hide()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(theme.GRID)
         layout.addWidget(self.search)
+        layout.addWidget(self.nothing)
         layout.addWidget(self.list, 1)
 
     def show_entries(self, entries: tuple[ModelEntry, ...], current: str) -> None:
-        """Show these models; `current` is the chosen one, added by its path if it is none of them."""
+        """Show these models, and folders that were chosen besides; `current` is the chosen one."""
+        known = {str(entry.path) for entry in entries}
+        folders = [entry for item in self._items()
+                   if (entry := item.data(_ENTRY)).origin == "folder" and str(entry.path) not in known]
         self.list.clear()
-        for entry in entries:
-            item = QListWidgetItem()
-            item.setData(_ENTRY, entry)
-            item.setData(Qt.ItemDataRole.AccessibleTextRole, f"{title(entry)}, {facts(entry)}")
-            item.setToolTip(plain_tip(f"{entry.path}\n{entry.reason}".strip()))
-            item.setSizeHint(QSize(0, _ROW_HEIGHT))
-            if entry.state == "refused":
-                item.setFlags(item.flags() & ~Qt.ItemFlag.ItemIsEnabled)
-            self.list.addItem(item)
+        for entry in (*entries, *folders):
+            self._add(entry)
         self.mark(current)
-        self._filter()
+
+    def _add(self, entry: ModelEntry) -> None:
+        item = QListWidgetItem()
+        item.setData(_ENTRY, entry)
+        item.setData(Qt.ItemDataRole.AccessibleTextRole, f"{title(entry)}, {facts(entry)}")
+        item.setToolTip(plain_tip(f"{entry.path}\n{entry.reason}".strip()))
+        item.setSizeHint(QSize(0, _ROW_HEIGHT))
+        if entry.state == "refused":
+            item.setFlags(item.flags() & ~Qt.ItemFlag.ItemIsEnabled)
+        self.list.addItem(item)
 
     def mark(self, current: str) -> None:
-        """Select the chosen model."""
+        """Select the chosen model; a folder that is not in the list comes into it."""
+        if current and self.entry(current) is None and Path(current).is_dir():
+            self._add(ModelEntry(current, Path(current), "folder", 0, "ready"))
+        self._filter()
         self.list.clearSelection()
         for item in self._items():
             entry: ModelEntry = item.data(_ENTRY)
@@ -88,6 +99,7 @@ class ModelList(QWidget):
         for item in self._items():
             entry: ModelEntry = item.data(_ENTRY)
             item.setHidden(wanted not in f"{title(entry)} {entry.name} {entry.path}".casefold())
+        self.nothing.setVisible(bool(wanted) and all(item.isHidden() for item in self._items()))
 
     def _picked(self, item: QListWidgetItem) -> None:
         entry: ModelEntry = item.data(_ENTRY)
@@ -97,13 +109,16 @@ class ModelList(QWidget):
 
 def title(entry: ModelEntry) -> str:
     """What the model is called in the list."""
-    return Path(entry.path).name if entry.origin == "starter" else entry.name
+    return Path(entry.path).name if entry.origin in ("starter", "folder") else entry.name
 
 
 def facts(entry: ModelEntry) -> str:
-    """`269 MB · library · ready`."""
+    """`269 MB · library · ready`; of a folder only that it is one, it was not looked into."""
+    origin = ORIGIN_WORDS.get(entry.origin, entry.origin)
+    if entry.origin == "folder":
+        return origin
     state = f"refused: {entry.reason}" if entry.state == "refused" else entry.state
-    return " · ".join([size(entry.bytes), ORIGIN_WORDS.get(entry.origin, entry.origin), state])
+    return " · ".join([size(entry.bytes), origin, state])
 
 
 class _EntryDelegate(QStyledItemDelegate):
@@ -130,6 +145,8 @@ class _EntryDelegate(QStyledItemDelegate):
         refused = entry.state == "refused"
         name, tint = {"ready": ("check-circle", "good_text"), "needs import": ("download-simple", "dim_text"),
                       "refused": ("prohibit", "danger_text")}[entry.state]
+        if entry.origin == "folder":
+            name, tint = "folder", "dim_text"
         theme.icon(name, tint).paint(painter, QRect(inner.left(), inner.center().y() - 8, 16, 16))
         words = inner.adjusted(28, 0, 0, 0)
         half = words.height() // 2

@@ -99,6 +99,15 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class RanksChosen:
+    """The ranks by module name from `step` on, where the method moves them (AdaLoRA); step 0 is the start."""
+
+    step: int
+    ranks: dict[str, int]
+    budget: int  # how many ranks all matrices together may keep at this step
+
+
+@dataclass(frozen=True)
 class CheckpointSaved:
     """A whole checkpoint lies on the disk."""
 
@@ -110,16 +119,22 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class ModuleInfo:
-    """One module with a weight. `kind` is the last part of its name, `layer` -1 outside the layers."""
+    """One module with a weight. `kind` is the last part of its name, `layer` -1 outside the layers.
+
+    "Experts" is a parameter that holds one linear map of each of `experts` experts; the sizes are those of one map.
+    `qkv_rows` says how many outputs are query, key and value where one layer computes all three.
+    """
 
     name: str
     kind: str
     layer: int
-    type: Literal["Linear", "Conv1D", "Embedding", "Other"]
+    type: Literal["Linear", "Conv1D", "Embedding", "Experts", "Other"]
     in_features: int
     out_features: int
     parameters: int
     is_output_head: bool = False
+    qkv_rows: tuple[int, int, int] | None = None
+    experts: int = 0
 
 
 @dataclass(frozen=True)
@@ -161,7 +176,7 @@ class ModelEntry:
 
     name: str
     path: Path
-    origin: Literal["starter", "library", "hub cache"]
+    origin: Literal["starter", "library", "hub cache", "folder"]  # a folder: anywhere else on this machine
     bytes: int  # on the disk
     state: Literal["ready", "needs import", "refused"]
     reason: str = ""  # why it is refused, one sentence
@@ -172,6 +187,69 @@ class ModelsListed:
     """The answer to ListModels."""
 
     entries: tuple[ModelEntry, ...]
+
+
+@dataclass(frozen=True)
+class AdaptedModule:
+    """One module of an adapter. The norms are of its weight change; `share` is that to the weight's norm,
+    None where no base is known."""
+
+    name: str
+    rank: int
+    scale: float  # the factor of B A
+    delta_norm: float | None = None  # None for DoRA where no base is known
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class BaseMatch:
+    """A model on this machine that an adapter fits. "same": the very files it was trained on; "fits": by its shapes."""
+
+    name: str
+    path: Path
+    match: Literal["same", "fits"]
+
+
+@dataclass(frozen=True)
+class LoaderVerdict:
+    """What a program makes of an adapter in one form."""
+
+    loader: str
+    reads: Literal["exactly", "wrongly", "refuses"]
+    why: str = ""  # one sentence
+
+
+@dataclass(frozen=True)
+class AdapterCard:
+    """What is known of an adapter.
+
+    `settings` holds the fields of the table [adapter] with which a run can go on from it, empty where none can
+    (`unlike` says why). `loaders` and `compatible` are the verdicts on the PEFT and on the compatible form.
+    """
+
+    path: Path
+    name: str
+    method: str
+    rank: int  # the largest
+    parameters: int
+    bytes: int
+    dtype: str
+    base_name: str  # as the adapter tells it; "" where it tells none
+    base: str  # the model that the shares refer to; "" where none is known
+    bases: tuple[BaseMatch, ...] = ()
+    modules: tuple[AdaptedModule, ...] = ()
+    loaders: tuple[LoaderVerdict, ...] = ()
+    compatible: tuple[LoaderVerdict, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    unlike: str = ""
+    origin: str = ""  # a sentence: what is known of where it came from
+
+
+@dataclass(frozen=True)
+class AdapterInspected:
+    """The answer to InspectAdapter."""
+
+    card: AdapterCard
 
 
 @dataclass(frozen=True)
@@ -315,8 +393,8 @@ class Failed:
 
 
 Event = (
-    Started | Progress | Note | Warned | Planned | StepDone | Evaluated | CheckpointSaved
-    | ModelInspected | ModelsListed | DataScanned | RowsPrepared | TokenGenerated | GenerationDone
+    Started | Progress | Note | Warned | Planned | StepDone | Evaluated | RanksChosen | CheckpointSaved
+    | ModelInspected | AdapterInspected | ModelsListed | DataScanned | RowsPrepared | TokenGenerated | GenerationDone
     | ReceiptReady | Finished | Result | Failed
 )
 EVENT_TYPES: dict[str, type] = {kind.__name__: kind for kind in Event.__args__}

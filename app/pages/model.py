@@ -1,8 +1,9 @@
 """The Model page: what is on this machine, and what is known of the chosen one."""
 
 from pathlib import Path
+from typing import Literal
 
-from PySide6.QtCore import Slot
+from PySide6.QtCore import Qt, Slot
 from PySide6.QtGui import QDragEnterEvent, QDragLeaveEvent, QDropEvent
 from PySide6.QtWidgets import QFileDialog, QHBoxLayout, QWidget
 
@@ -16,9 +17,10 @@ from app.operations import Operation, Operations
 from app.widgets import Card, ProblemLine, button, column, label, row
 from core.config import RunConfig
 from core.events import ModelCard, ModelsListed, Progress, Result
-from core.jobs import ImportGguf, Job, ListModels
+from core.jobs import DownloadModel, ImportGguf, Job, ListModels
 
 LIST_WIDTH = 340
+BUSY = "Another model is on its way. Wait for it, or cancel it."
 
 
 class ModelPage(QWidget):
@@ -37,6 +39,8 @@ class ModelPage(QWidget):
                                   tip="A GGUF file is dequantised once into the model library")
         self.hub_button = button("Get from the hub…", self.ask_hub, icon="cloud-arrow-down")
         self.problem = ProblemLine()
+        self.notice = label("", "help", wrap=True)
+        self.notice.hide()
         self.strip = JobStrip()
         self.view = ModelCardView()
         self._left = self._build_left()
@@ -62,6 +66,7 @@ class ModelPage(QWidget):
         card.body.addWidget(label("What the adapter is trained on. It stays as it is.", "help", wrap=True))
         card.body.addWidget(self.models, 1)
         card.body.addWidget(self.strip)
+        card.body.addWidget(self.notice)
         card.body.addWidget(self.problem)
         card.body.addLayout(column(row(self.open_button, self.gguf_button), self.hub_button))
         return card
@@ -90,23 +95,41 @@ class ModelPage(QWidget):
             self.take(Path(file))
 
     def take(self, path: Path) -> None:
-        """Choose a model folder, or import a GGUF file and choose the result."""
-        if path.suffix.lower() == ".gguf":
-            self._import(ImportGguf(path), f"Importing {path.name}")
+        """Choose a model folder (or a file of one), or import a GGUF file and choose the result."""
+        self._tell("")
+        folder = path if path.is_dir() else path.parent
+        if path.suffix.lower() == ".gguf" and not path.is_dir():
+            self._import(ImportGguf(path), f"Importing {path.name}",
+                         f"The import of {path.name} was cancelled. Nothing of it is left behind.")
+        elif path.is_dir() or (folder / "config.json").is_file():
+            self._draft.set_value("model.path", str(folder))
         else:
-            self._draft.set_value("model.path", str(path if path.is_dir() else path.parent))
+            self._tell(f"{path.name} is not a model. Choose a folder in Hugging Face layout or a GGUF file.", "error")
 
     def ask_hub(self) -> None:
         """Ask for a model id and fetch it."""
+        self._tell("")
         dialog = HubDialog(self)
-        if dialog.exec():
-            job = dialog.job()
-            self._import(job, f"Getting {job.repo_id}")
+        dialog.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        dialog.accepted.connect(lambda: self._fetch(dialog.job()))
+        dialog.open()
 
-    def _import(self, job: Job, caption: str) -> None:
+    def _fetch(self, job: DownloadModel) -> None:
+        self._import(job, f"Getting {job.repo_id}", f"Getting {job.repo_id} was cancelled. What was fetched so far is "
+                                                    "kept: get it again and it goes on from there.")
+
+    def _tell(self, text: str, role: Literal["help", "error"] = "help") -> None:
+        """Write a line below the list; "" takes it away."""
+        self.notice.setText(text)
+        self.notice.setVisible(bool(text))
+        theme.set_role(self.notice, role)
+
+    def _import(self, job: Job, caption: str, if_cancelled: str) -> None:
         if self.strip.busy:
+            self._tell(BUSY, "error")
             return
         operation: Operation = self._operations.work(job).on(Result, self._imported)
+        operation.cancelled.connect(lambda: self._tell(if_cancelled))
         operation.ended.connect(lambda: self._set_busy(False))
         self.strip.follow(operation, caption)
         self._set_busy(True)
