@@ -1,77 +1,14 @@
 """One column of the chat: the conversation with one model, as bubbles of plain text."""
 
-from PySide6.QtCore import QSize, Qt, QTimer, Slot
-from PySide6.QtGui import QGuiApplication, QResizeEvent, QTextCursor, QTextOption, QWheelEvent
-from PySide6.QtWidgets import QFrame, QHBoxLayout, QPlainTextEdit, QScrollArea, QSizePolicy, QVBoxLayout, QWidget
+from PySide6.QtCore import Qt, QTimer, Slot
+from PySide6.QtGui import QGuiApplication
+from PySide6.QtWidgets import QFrame, QHBoxLayout, QScrollArea, QVBoxLayout, QWidget
 
 from app import figures, theme
+from app.bubble import Bubble
 from app.widgets import Card, ElidedLabel, EmptyState, button, clear_layout, label, row
 
-_PADDING = 8  # pixels between a bubble's edge and its text
 _ASIDE = 32  # pixels at least beside a bubble: shows who speaks
-
-
-class Bubble(QFrame):
-    """A message: plain text that wraps anywhere, can be selected, and takes the height it needs."""
-
-    def __init__(self, text: str = "", *, mine: bool = False) -> None:
-        super().__init__()
-        theme.set_role(self, "bubble-mine" if mine else "bubble")
-        self._text = _GrowingText(self)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self._text)
-        self.append(text)
-
-    def append(self, text: str) -> None:
-        """Add text at the end."""
-        if text:
-            cursor = QTextCursor(self._text.document())
-            cursor.movePosition(QTextCursor.MoveOperation.End)
-            cursor.insertText(text)
-            self._text.fit()
-
-    @property
-    def text(self) -> str:
-        """All of it."""
-        return self._text.toPlainText()
-
-
-class _GrowingText(QPlainTextEdit):
-    def __init__(self, parent: QWidget) -> None:
-        super().__init__(parent)
-        self.setReadOnly(True)
-        self.setFrameShape(QFrame.Shape.NoFrame)
-        self.setWordWrapMode(QTextOption.WrapMode.WrapAtWordBoundaryOrAnywhere)
-        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setFocusPolicy(Qt.FocusPolicy.ClickFocus)
-        self.setFont(theme.font("body"))
-        self.document().setDocumentMargin(_PADDING)
-        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)
-        theme.set_role(self, "bubble-text")
-
-    def fit(self) -> None:
-        """Take the height of the text: a plain document measures itself in lines."""
-        lines = max(1, round(self.document().size().height()))
-        self.setFixedHeight(lines * self.fontMetrics().lineSpacing() + 2 * _PADDING + 4)
-        self.updateGeometry()
-
-    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802 -- Qt's name
-        super().resizeEvent(event)
-        self.fit()
-
-    def wheelEvent(self, event: QWheelEvent) -> None:  # noqa: N802
-        event.ignore()  # the column scrolls, not the bubble
-
-    def natural_width(self) -> int:
-        """The width of the longest line, if nothing had to wrap."""
-        metrics = self.fontMetrics()
-        widest = max((metrics.horizontalAdvance(one) for one in self.toPlainText().split("\n")), default=0)
-        return widest + 2 * _PADDING + 6
-
-    def sizeHint(self) -> QSize:  # noqa: N802
-        return QSize(self.natural_width(), self.height())
 
 
 class ChatColumn(Card):
@@ -80,6 +17,8 @@ class ChatColumn(Card):
     def __init__(self, title: str, waiting: str) -> None:
         super().__init__()
         self.conversation: list[tuple[str, str]] = []
+        self.answered: dict[int, Bubble] = {}  # by the number of the question
+        self._turn = 0
         self._answer: Bubble | None = None
         self._state = label("", "help")
         self._bubbles = QVBoxLayout()
@@ -119,8 +58,9 @@ class ChatColumn(Card):
         """True while an answer is expected."""
         return self._answer is not None
 
-    def ask(self, question: str) -> None:
-        """Show a question and wait for the answer."""
+    def ask(self, question: str, turn: int) -> None:
+        """Show a question and wait for the answer; `turn` numbers it, the same in both columns."""
+        self._turn = turn
         self.conversation.append(("user", question))
         self.empty.hide()
         self._area.show()
@@ -155,6 +95,7 @@ class ChatColumn(Card):
         answer, self._answer = self._answer, None
         answer.show()
         self.conversation.append(("assistant", answer.text))
+        self.answered[self._turn] = answer
         speed = f" · {tokens / seconds:,.0f} tok/s" if seconds > 0 else ""
         ended = " · cut off" if stopped else ""
         count = f"{tokens:,} token" if tokens == 1 else f"{tokens:,} tokens"
@@ -186,12 +127,17 @@ class ChatColumn(Card):
     def clear(self) -> None:
         """Begin a new conversation."""
         self.conversation.clear()
+        self.answered.clear()
         self._answer, self._pending = None, ""
         clear_layout(self._bubbles)
         self._bubbles.addStretch(1)
         self._state = label("", "help")
         self._area.hide()
         self.empty.show()
+
+    def remark(self, text: str) -> None:
+        """Add some words to the line below the newest answer."""
+        self._state.setText(f"{self._state.text()} · {text}")
 
     def answers(self) -> list[str]:
         """All complete answers so far."""

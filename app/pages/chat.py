@@ -5,15 +5,17 @@ from pathlib import Path
 
 from PySide6.QtCore import QSize, Qt, Signal, Slot
 from PySide6.QtGui import QShowEvent
-from PySide6.QtWidgets import QHBoxLayout, QLineEdit, QPushButton, QSlider, QSpinBox, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QCheckBox, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
 
 from app import theme
 from app.chat_column import ChatColumn
 from app.chat_examples import Examples, examples_of, is_sample, sample_examples
 from app.chat_input import ChatInput
+from app.chat_settings import ChatSettings
 from app.operations import Operation, Operations
 from app.run_list import runs_with_adapters
 from app.run_picker import RunPicker
+from app.text_difference import Span, differing_spans, places
 from app.widgets import Card, EmptyState, button, clear_layout, label, plain_tip, row
 from core import events
 from core.config import RunConfig
@@ -21,6 +23,7 @@ from core.errors import CoreError, describe
 from core.jobs import Generate, PreviewRows
 from core.paths import runs_root
 from core.runs.folder import RunFolder
+from core.words import plural
 
 
 class ChatPage(QWidget):
@@ -44,7 +47,6 @@ class ChatPage(QWidget):
         self._config: RunConfig | None = None  # of the chosen run
         self._seed = 0
         self._last_question = ""
-        self._own_system = False  # the person wrote the system message
         self.picker = RunPicker(none="No run: base model only")
         self.picker.changed.connect(self._run_changed)
         self.base = ChatColumn("Base", "Ask something: the model as it was answers here.")
@@ -82,7 +84,7 @@ class ChatPage(QWidget):
             self.message.setText(describe(error).message)
             return
         self.picker.set_runs(runs)
-        if runs and not had:
+        if runs and not had and not self.base.conversation:  # a conversation with the base is not thrown away
             self.picker.choose(runs[0].path)
         elif before != self.picker.adapter:
             self._run_changed()
@@ -111,38 +113,15 @@ class ChatPage(QWidget):
         layout.addLayout(self._build_foot())
 
     def _build_head(self) -> QHBoxLayout:
+        self.marks = QCheckBox("Mark differences")
+        self.marks.setToolTip(plain_tip("Underlines where the two answers differ."))
+        self.marks.setChecked(True)
+        self.marks.toggled.connect(self._mark_all)
         self.clear_button = button("Clear", self.clear, icon="eraser", tip="Begin a new conversation")
-        return row(self.picker, None, self.clear_button)
-
-    def _build_settings(self) -> QHBoxLayout:
-        self.system = QLineEdit()
-        self.system.setPlaceholderText("none")
-        self.system.setAccessibleName("System message")
-        self.system.setToolTip(plain_tip("Stands before every conversation. Proposed is the one that the rows have."))
-        self.system.textEdited.connect(self._system_edited)
-        self.temperature = QSlider(Qt.Orientation.Horizontal)
-        self.temperature.setRange(0, 30)
-        self.temperature.setFixedWidth(96)
-        self.temperature.setAccessibleName("Temperature")
-        self.temperature.setToolTip(plain_tip("0: always the most likely word. Higher: more varied, less certain."))
-        self._temperature_text = label("", "help")
-        self._temperature_text.setFixedWidth(30)
-        self.temperature.valueChanged.connect(self._temperature_moved)
-        self._temperature_moved(0)
-        self.most_tokens = QSpinBox()
-        self.most_tokens.setRange(1, 8192)
-        self.most_tokens.setValue(256)
-        self.most_tokens.setSuffix(" tokens")
-        self.most_tokens.setFixedWidth(104)
-        self.most_tokens.lineEdit().setTextMargins(8, 0, 0, 0)
-        self.most_tokens.setAccessibleName("Longest answer")
-        self.most_tokens.setToolTip(plain_tip("An answer is cut off after so many tokens."))
-        settings = row(label("System message", "help"), self.system, theme.GRID, label("Temperature", "help"),
-                       self.temperature, self._temperature_text, theme.GRID, label("At most", "help"), self.most_tokens)
-        settings.setStretch(1, 1)
-        return settings
+        return row(self.picker, None, self.marks, theme.GRID, self.clear_button)
 
     def _build_foot(self) -> QVBoxLayout:
+        self.settings = ChatSettings()
         self.message = label("", "error")
         self.input = ChatInput()
         self.input.submitted.connect(self.send)
@@ -153,7 +132,7 @@ class ChatPage(QWidget):
         self.stop_button.hide()
         foot = QVBoxLayout()
         foot.setSpacing(theme.GRID)
-        foot.addLayout(self._build_settings())
+        foot.addWidget(self.settings)
         ask = row(self.input, self.send_button, self.stop_button)
         ask.setAlignment(self.send_button, Qt.AlignmentFlag.AlignBottom)
         ask.setAlignment(self.stop_button, Qt.AlignmentFlag.AlignBottom)
@@ -179,7 +158,7 @@ class ChatPage(QWidget):
         self._show_examples(Examples())
         columns = self._columns()
         for column in columns.values():
-            column.ask(question)
+            column.ask(question, self._seed + 1)
         self._seed += 1
         operation = self._operations.work(self._job(columns))
         operation.on(events.Progress, self._progress).on(events.TokenGenerated, self._token)
@@ -191,14 +170,15 @@ class ChatPage(QWidget):
         operation.start()
 
     def _job(self, columns: dict[str, ChatColumn]) -> Generate:
-        system = self.system.text().strip()
+        system = self.settings.system.text().strip()
         before = (("system", system),) if system else ()
         adapter = self.picker.adapter
         training = self._config.training if self._config else None
         return Generate(
             self._model(), adapter.path if adapter else None,
             {name: (*before, *column.conversation) for name, column in columns.items()},
-            temperature=self.temperature.value() / 20, max_new_tokens=self.most_tokens.value(), seed=self._seed,
+            temperature=self.settings.temperature_value, max_new_tokens=self.settings.most_tokens.value(),
+            seed=self._seed,
             dtype=training.dtype if training else "auto")
 
     def _columns(self) -> dict[str, ChatColumn]:
@@ -234,6 +214,27 @@ class ChatPage(QWidget):
     @Slot(object)
     def _done(self, event: events.GenerationDone) -> None:
         self._columns()[event.column].end_answer(event.tokens, event.seconds, event.stopped)
+        self._compare(self._seed)
+
+    def _compare(self, turn: int) -> None:
+        """Once both have answered, say below the tuned answer whether it differs, and mark where."""
+        if turn not in self.base.answered or turn not in self.tuned.answered:
+            return
+        number = places(self._mark(turn))
+        self.tuned.remark(f"differs from Base in {plural(number, 'place')}" if number else "the same as Base")
+
+    def _mark(self, turn: int) -> tuple[list[Span], list[Span]]:
+        base, tuned = self.base.answered[turn], self.tuned.answered[turn]
+        spans = differing_spans(base.text, tuned.text)
+        shown = spans if self.marks.isChecked() else ([], [])
+        base.mark(shown[0])
+        tuned.mark(shown[1])
+        return spans
+
+    @Slot()
+    def _mark_all(self) -> None:
+        for turn in self.base.answered.keys() & self.tuned.answered.keys():
+            self._mark(turn)
 
     @Slot(object)
     def _failed(self, failure: events.Failed) -> None:
@@ -275,9 +276,9 @@ class ChatPage(QWidget):
                 self._say(f"{error.message} {error.hint}".strip())
         if self.tuned.conversation and not self.input.toPlainText():
             self.input.setPlainText(self._last_question)  # ready to be asked of the other checkpoint
-        if not self._own_system:
-            self.system.clear()
+        self.settings.propose_system("")
         self.tuned.setVisible(adapter is not None)
+        self.marks.setVisible(adapter is not None)
         self._tuned_card.setVisible(adapter is None)
         self.base.name.set_text(Path(self._model()).name if self._model() else "no base model chosen")
         self.tuned.name.set_text(f"{run.name}, {adapter.title.lower()}" if run and adapter else "")
@@ -311,8 +312,8 @@ class ChatPage(QWidget):
 
     def _show_examples(self, examples: Examples) -> None:
         clear_layout(self.examples)
-        if examples.system and not self._own_system:
-            self.system.setText(examples.system)
+        if examples.system:
+            self.settings.propose_system(examples.system)
         if examples.questions:
             self.examples.addWidget(label("Rows to try", "help"))
         for question in examples.questions:
@@ -325,14 +326,6 @@ class ChatPage(QWidget):
     def _say(self, text: str) -> None:
         self.message.setText(text)
         self.message.setVisible(bool(text))
-
-    @Slot()
-    def _system_edited(self) -> None:
-        self._own_system = bool(self.system.text())
-
-    @Slot(int)
-    def _temperature_moved(self, position: int) -> None:
-        self._temperature_text.setText(f"{position / 20:.2f}")
 
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802 -- Qt's name
         """Runs may have come since the page was seen last."""

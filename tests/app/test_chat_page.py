@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -70,14 +70,14 @@ def test_both_columns_stream_and_hold_a_conversation(qtbot: QtBot, root: Path) -
     bench = Bench(qtbot, root)
     page = bench.page
     assert page.picker.run is not None and page.picker.run.name == "first"
-    page.temperature.setValue(10)
-    page.most_tokens.setValue(99)
+    page.settings.temperature.setValue(10)
+    page.settings.most_tokens.setValue(99)
     bench.ask(f"Hello {MARKUP}")
     assert page.busy and page.stop_button.isVisible() and not page.send_button.isVisible()
     bench.settle()
     assert page.base.answers() == [f"base says {MARKUP}"]
     assert page.tuned.answers() == [f"tuned says {MARKUP}"]
-    assert page.tuned.state_text() == "3 tokens · 0.5 s · 6 tok/s"
+    assert page.tuned.state_text() == "3 tokens · 0.5 s · 6 tok/s · differs from Base in 1 place"
     bench.ask("And now?")
     bench.settle()
     first, second = bench.generated()
@@ -222,11 +222,11 @@ def test_sample_examples_come_from_the_held_out_rows(qtbot: QtBot, tmp_path: Pat
     make_run(tmp_path / "runs", "sample", data=str(sample / "train.jsonl"))
     bench = Bench(qtbot, tmp_path / "runs")
     assert [chip.text() for chip in _chips(bench.page)] == ["0 lamps", "1 lamps", "2 lamps"]
-    assert bench.page.system.text() == "Order to JSON."
-    bench.page.system.clear()
-    qtbot.keyClicks(bench.page.system, "My own")
+    assert bench.page.settings.system.text() == "Order to JSON."
+    bench.page.settings.system.clear()
+    qtbot.keyClicks(bench.page.settings.system, "My own")
     bench.page.clear()
-    assert bench.page.system.text() == "My own"
+    assert bench.page.settings.system.text() == "My own"
 
 
 def test_the_sample_that_comes_along_has_examples() -> None:
@@ -234,6 +234,55 @@ def test_the_sample_that_comes_along_has_examples() -> None:
         pytest.skip("resources/samples/orders/heldout.jsonl is not there")
     found = chat_examples.sample_examples()
     assert len(found.questions) == 3
+
+
+def two_answers(base: str, tuned: str) -> Callable[[jobs.Job, Control], Iterator[events.Event]]:
+    def script(job: jobs.Job, control: Control) -> Iterator[events.Event]:
+        if isinstance(job, jobs.Generate):
+            for column, text in (("base", base), ("tuned", tuned)):
+                if column in job.conversations:
+                    yield events.TokenGenerated(column, text)  # type: ignore[arg-type]
+                    yield events.GenerationDone(column, 3, 0.5, False)  # type: ignore[arg-type]
+        yield events.Result()
+
+    return script
+
+
+def test_where_the_answers_differ_is_marked(qtbot: QtBot, root: Path) -> None:
+    bench = Bench(qtbot, root, two_answers("\U0001f355 two plums, please", "\U0001f355 three plums, please!"))
+    bench.ask("Hello")
+    bench.settle()
+    base, tuned = bench.page.base.answered[1], bench.page.tuned.answered[1]
+    assert (base.marks, tuned.marks) == (["two"], ["three", "!"])
+    assert "differs from Base in 2 places" in bench.page.tuned.state_text()
+    bench.page.marks.click()
+    assert base.marks == tuned.marks == []
+    bench.page.marks.click()
+    assert base.marks == ["two"]
+
+
+def test_equal_answers_are_called_so(qtbot: QtBot, root: Path) -> None:
+    bench = Bench(qtbot, root, two_answers("the same", "the same"))
+    bench.ask("Hello")
+    bench.settle()
+    assert "the same as Base" in bench.page.tuned.state_text()
+    assert bench.page.base.answered[1].marks == bench.page.tuned.answered[1].marks == []
+
+
+def test_a_conversation_with_the_base_survives_the_first_run(qtbot: QtBot, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    root.mkdir()
+    bench = Bench(qtbot, root)
+    bench.page.set_base("starter")
+    assert not bench.page.marks.isVisible()
+    bench.ask("Hello")
+    bench.settle()
+    make_run(root, "first")
+    bench.page.refresh_runs()
+    assert bench.page.picker.run is None and len(bench.page.base.answers()) == 1
+    bench.page.clear()
+    bench.page.choose_run(root / "first")
+    assert bench.page.tuned.isVisible()
 
 
 def test_answers_are_copied(qtbot: QtBot, root: Path) -> None:
