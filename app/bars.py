@@ -5,7 +5,7 @@ import math
 from PySide6.QtCore import Qt, Signal
 from PySide6.QtWidgets import QHBoxLayout, QLineEdit, QProgressBar, QWidget
 
-from app import theme
+from app import figures, theme
 from app.run_session import SessionState
 from app.widgets import ElidedLabel, button, plain_tip
 from core import words
@@ -113,8 +113,8 @@ class StatusLine(QWidget):
     def add(self, event: Event) -> None:
         """Take in one event of the run."""
         if isinstance(event, Progress):
-            done = f" · {event.done:,} of {event.total:,} {event.unit}".rstrip() if event.total else ""
-            self.text.set_text(f"{event.stage}{done}")
+            done = figures.amount_done(event.done, event.total, event.unit)
+            self.text.set_text(" · ".join(part for part in (event.stage, done) if part))
         elif isinstance(event, Planned):
             self._total, self._first = event.total_steps, event.first_step
             self.bar.setRange(0, 1000)

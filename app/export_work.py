@@ -84,8 +84,8 @@ class WorkPage(ExportPage):
             return
         if not self.stage.text().startswith(event.stage):
             self._stage_began = time.monotonic()
-        count = f": {event.done:,} of {event.total:,} {event.unit}".rstrip() if event.total else "…"
-        self._show(event.stage + count, event.done, event.total)
+        count = figures.amount_done(event.done, event.total, event.unit)
+        self._show(f"{event.stage}: {count}" if count else f"{event.stage}…", event.done, event.total)
 
     def _show(self, stage: str, done: int, total: int) -> None:
         self.stage.setText(stage)

@@ -2,6 +2,8 @@
 
 import math
 
+from core.words import size
+
 NOT_KNOWN = "—"
 
 
@@ -25,6 +27,15 @@ def loss(value: float) -> str:
     if math.isnan(value):
         return "NaN"
     return number(value) if not math.isfinite(value) or abs(value) >= 100 else f"{value:.3f}"
+
+
+def amount_done(done: int, total: int, unit: str) -> str:
+    """How far a job is: 1 of 272 tensors, 12.3 MB of 269 MB; empty where the end is not known."""
+    if not total:
+        return ""
+    if unit == "bytes":
+        return f"{size(done)} of {size(total)}"
+    return f"{done:,} of {total:,} {unit}".rstrip()
 
 
 def clock(seconds: float) -> str:

@@ -2,10 +2,9 @@
 
 from PySide6.QtWidgets import QHBoxLayout, QProgressBar, QVBoxLayout
 
-from app import theme
+from app import figures, theme
 from app.operations import Operation
 from app.widgets import Card, ElidedLabel, button
-from core import words
 from core.events import Progress
 
 
@@ -59,9 +58,7 @@ class JobStrip(Card):
             self._progress(progress)
 
     def _progress(self, progress: Progress) -> None:
-        parts = [self._caption, progress.stage]
-        if progress.total:
-            parts.append(f"{amount(progress.done, progress.unit)} of {amount(progress.total, progress.unit)}")
+        parts = [self._caption, progress.stage, figures.amount_done(progress.done, progress.total, progress.unit)]
         self._show(" · ".join(part for part in parts if part), progress.done, progress.total)
 
     def _show(self, text: str, done: int, total: int) -> None:
@@ -80,8 +77,3 @@ class JobStrip(Card):
     def _ended(self) -> None:
         self._operation = None
         self.hide()
-
-
-def amount(value: int, unit: str) -> str:
-    """A number with its unit; bytes in larger ones."""
-    return words.size(value) if unit in ("bytes", "B") else f"{value:,} {unit}".strip()

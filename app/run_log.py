@@ -49,10 +49,6 @@ class RunLog(QWidget):
         if at_end or replace:
             bar.setValue(bar.maximum())
 
-    def tell(self, text: str) -> None:
-        """Add a line that is not the run's own."""
-        self._append([(f"{'':>8}  {text}", "error")])
-
     def _append(self, lines: Sequence[tuple[str, str]]) -> None:
         if not lines:
             return

@@ -248,7 +248,7 @@ class RunRecord:
             return "Getting ready…"
         if not self.stage.total:
             return f"{self.stage.stage}…"
-        return f"{self.stage.stage}: {self.stage.done:,} of {self.stage.total:,} {self.stage.unit}".strip()
+        return f"{self.stage.stage}: {figures.amount_done(self.stage.done, self.stage.total, self.stage.unit)}"
 
     def what_changed(self) -> str:
         """`Validation loss fell from 2.1 to 0.08.` or the same of the loss; empty with fewer than two points."""
