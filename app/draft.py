@@ -1,22 +1,19 @@
 """The run that is being put together: its config, what is known of its model and data, its problems."""
 
-import time
-import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from PySide6.QtCore import QObject, QTimer, Signal, Slot
-from PySide6.QtGui import QUndoCommand, QUndoStack
+from PySide6.QtGui import QUndoStack
 
+from app.config_change import ConfigChange, changed_config
 from app.operations import Operations
 from core.config import STARTER, RunConfig, field_errors
 from core.estimate import Problem, problems
 from core.events import DataScanned, Failed, ModelCard, ModelInspected, Progress, Result
 from core.jobs import InspectModel, PrepareStarter, ScanData
-
-MERGE_SECONDS = 1.0  # changes of one field within this time are one step to undo
 
 
 class Draft(QObject):
@@ -124,14 +121,14 @@ class Draft(QObject):
             self._update_problems()
             return False
         if changed != self._config:
-            self.undo_stack.push(_Change(self, self._config, changed, tuple(values)))
+            self.undo_stack.push(ConfigChange(self, self._config, changed, tuple(values)))
         else:
             self._update_problems()
         return True
 
     def _sentence(self, path: str, text: str) -> str:
         """`it must be more than 0` of adapter.alpha -> `Alpha must be more than 0.`"""
-        section, field = path.split(".")
+        section, _, field = path.partition(".")
         info = type(getattr(self._config, section)).model_fields.get(field)
         title = info.title if info and info.title else field
         text = f"{title} {text.removeprefix('it ')}" if text.startswith("it must") else f"{title}: {text}"
@@ -297,49 +294,6 @@ class Draft(QObject):
             self.problems_changed.emit(found)
 
 
-def changed_config(config: RunConfig, values: dict[str, Any]) -> RunConfig:
-    """`config` with fields replaced, checked by the models. Raises pydantic's ValidationError."""
-    plain = config.model_dump()
-    for path, value in values.items():
-        section, field = path.split(".")
-        plain[section][field] = value
-    return type(config).model_validate(plain)
-
-
 def suggested_name(config: RunConfig) -> str:
     """A name for a run on these files: the first file's name without its ending."""
     return Path(config.data.train[0]).stem if config.data.train else ""
-
-
-class _Change(QUndoCommand):
-    """One step of editing. Typing in one field is one step."""
-
-    def __init__(self, draft: Draft, before: RunConfig, after: RunConfig, paths: tuple[str, ...]) -> None:
-        super().__init__("Change " + ", ".join(path.split(".")[1].replace("_", " ") for path in paths))
-        self._draft = draft
-        self._before = before
-        self.after = after
-        self._paths = paths
-        self._time = time.monotonic()
-
-    def id(self) -> int:
-        """The same for changes of the same fields, so that Qt offers them for merging."""
-        return zlib.crc32("|".join(self._paths).encode()) & 0x7FFFFFFF
-
-    def mergeWith(self, other: QUndoCommand) -> bool:  # noqa: N802
-        """Take over a later change of the same fields."""
-        if not isinstance(other, _Change) or other._time - self._time > MERGE_SECONDS:
-            return False
-        self.after = other.after
-        self._time = other._time
-        self.setObsolete(self.after == self._before)
-        return True
-
-    def undo(self) -> None:
-        """Back to the config before; what was refused in between is forgotten, too."""
-        self._draft.forget_refused()
-        self._draft.apply(self._before)
-
-    def redo(self) -> None:
-        """The config after."""
-        self._draft.apply(self.after)

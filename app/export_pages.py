@@ -22,6 +22,7 @@ from PySide6.QtWidgets import (
 from app import figures, theme
 from app.export_choice import ExportDtype, Target, folder_problem
 from app.export_state import ExportState
+from app.method_choice import method_words
 from app.run_picker import RunPicker
 from app.widgets import ProblemLine, button, label, row
 from core import files
@@ -76,8 +77,8 @@ class WhatPage(ExportPage):
                 else self._problem.text or "There is no run with an adapter yet. Train one first.")
         facts = self.state.facts
         self._facts.setText("" if facts is None else
-                            f"Base model {Path(facts.config.model.path).name} · {facts.config.adapter.method}, "
-                            f"rank {facts.config.adapter.rank} · adapter {size(facts.adapter_bytes)}")
+                            f"Base model {Path(facts.config.model.path).name} · {method_words(facts.config)} · "
+                            f"adapter {size(facts.adapter_bytes)}")
         self.completeChanged.emit()
 
     def isComplete(self) -> bool:  # noqa: N802

@@ -56,6 +56,7 @@ class Form(QWidget):
     def __init__(self, section: str, model: type[BaseModel], *, without: Collection[str] = (),
                  columns: int = COLUMNS) -> None:
         super().__init__()
+        self.model = model
         self.fields: dict[str, FormField] = {}
         shown, folded = [], []
         for name, info in model.model_fields.items():
@@ -112,6 +113,11 @@ class Form(QWidget):
         self._folded.setVisible(unfolded)
         self.more.setText("Less" if unfolded else "More")
         self.more.setIcon(theme.icon("caret-down" if unfolded else "caret-right", "accent_text"))
+
+    @property
+    def unfolded(self) -> bool:
+        """True while the fields under "More" are shown."""
+        return not self._folded.isHidden()
 
     def _toggle(self) -> None:
         self.set_unfolded(self._folded.isHidden())

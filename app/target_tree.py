@@ -17,7 +17,8 @@ from PySide6.QtWidgets import (
 from app import theme
 from app.widgets import button, plain_tip, row
 from core import words
-from core.config import TARGET_PRESETS, AdapterConfig, LoraConfig
+from core.adapter_shapes import trained_parameters
+from core.config import TARGET_PRESETS, LoraConfig, TargetedConfig
 from core.errors import AdapterError
 from core.events import ModuleInfo
 from core.targets import ADAPTABLE, select_targets
@@ -42,7 +43,7 @@ class TargetTree(QWidget):
     def __init__(self) -> None:
         super().__init__()
         self._modules: tuple[ModuleInfo, ...] = ()
-        self._adapter: AdapterConfig = LoraConfig()
+        self._adapter: TargetedConfig = LoraConfig()
         self._items: dict[str, QTreeWidgetItem] = {}
         self._groups: dict[str, list[ModuleInfo]] = {}
         self.presets: dict[str, QPushButton] = {}
@@ -93,7 +94,7 @@ class TargetTree(QWidget):
         blocker.unblock()
         self.set_adapter(self._adapter)
 
-    def set_adapter(self, adapter: AdapterConfig) -> None:
+    def set_adapter(self, adapter: TargetedConfig) -> None:
         """Tick what the config chooses, without emitting `chosen`."""
         self._adapter = adapter
         chosen = {module.name for module in _selected(self._modules, adapter)}
@@ -105,7 +106,7 @@ class TargetTree(QWidget):
         self._settle.stop()
         self._mark_preset()
 
-    def set_rank(self, adapter: AdapterConfig) -> None:
+    def set_rank(self, adapter: TargetedConfig) -> None:
         """Write what each row adds at another rank; ticks stay as they are."""
         self._adapter = adapter
         blocker = QSignalBlocker(self.tree)
@@ -146,13 +147,13 @@ class TargetTree(QWidget):
         self._items[module.name] = item
 
     def _write_sizes(self) -> None:
-        rank = self._adapter.rank
         for number, members in enumerate(self._groups.values()):
             top = self.tree.topLevelItem(number)
             for module in members:
-                self._items[module.name].setText(2, f"{rank * (module.in_features + module.out_features):,}")
+                self._items[module.name].setText(2, f"{trained_parameters([module], self._adapter):,}")
             if top is not None:
-                added = sum(rank * (m.in_features + m.out_features) for m in members if self._is_ticked(m.name))
+                ticked = [member for member in members if self._is_ticked(member.name)]
+                added = trained_parameters(ticked, self._adapter)
                 top.setText(2, words.count(added) if added else "")
 
     def _is_ticked(self, name: str) -> bool:
@@ -189,7 +190,7 @@ def group_modules(modules: Sequence[ModuleInfo]) -> dict[str, list[ModuleInfo]]:
     return groups
 
 
-def as_config(modules: Sequence[ModuleInfo], ticked: set[str], adapter: AdapterConfig) -> dict[str, object]:
+def as_config(modules: Sequence[ModuleInfo], ticked: set[str], adapter: TargetedConfig) -> dict[str, object]:
     """The config fields that choose exactly the ticked modules, in the shortest words.
 
     A preset's name where one equals the choice, else kinds ("q_proj") where whole kinds are
@@ -210,15 +211,15 @@ def as_config(modules: Sequence[ModuleInfo], ticked: set[str], adapter: AdapterC
     return values | {"adapter.target_modules": tuple(module.name for module in modules if module.name in ticked)}
 
 
-def _every_module(adapter: AdapterConfig, modules: Sequence[ModuleInfo]) -> AdapterConfig:
+def _every_module(adapter: TargetedConfig, modules: Sequence[ModuleInfo]) -> TargetedConfig:
     return adapter.model_copy(update={"target_modules": tuple(module.name for module in modules)})
 
 
-def _names(modules: Sequence[ModuleInfo], adapter: AdapterConfig) -> set[str]:
+def _names(modules: Sequence[ModuleInfo], adapter: TargetedConfig) -> set[str]:
     return {module.name for module in _selected(modules, adapter)}
 
 
-def _selected(modules: Sequence[ModuleInfo], adapter: AdapterConfig) -> list[ModuleInfo]:
+def _selected(modules: Sequence[ModuleInfo], adapter: TargetedConfig) -> list[ModuleInfo]:
     try:
         return select_targets(modules, adapter)
     except AdapterError:

@@ -6,11 +6,12 @@ from PySide6.QtWidgets import QHBoxLayout, QStackedLayout, QVBoxLayout, QWidget
 from app import machine, theme
 from app.draft import Draft
 from app.form import Form
+from app.method_choice import FIELD, MethodChoice, OptionalTable, optional_tables
 from app.model_card import estimated, parts
 from app.target_tree import TargetTree
 from app.widgets import Card, ElidedLabel, EmptyState, ProblemLine, UsageBar, plain_tip, scrolled
 from core import words
-from core.config import AdapterConfig, RunConfig
+from core.config import AdapterConfig, RunConfig, TargetConfig
 from core.estimate import Estimate, advice
 from core.events import ModelCard
 
@@ -25,11 +26,15 @@ class MethodPage(QWidget):
         super().__init__()
         self._draft = draft
         self._shown_targets: tuple[object, ...] = ()
-        self.adapter_form = Form("adapter", type(draft.config.adapter), without=("target_modules",))
+        self.method = MethodChoice()
+        self.method.chosen.connect(draft.set_value)
+        self.adapter_form = self._make_adapter_form()
+        self.tables = [OptionalTable(name, kind) for name, kind in optional_tables()]
         self.training_form = Form("training", type(draft.config.training))
-        for form in (self.adapter_form, self.training_form):
-            form.changed.connect(draft.set_value)
-            form.refused.connect(draft.set_error)
+        for form in (self.training_form, *(table.form for table in self.tables)):
+            self._listen_to(form)
+        for table in self.tables:
+            table.switched.connect(draft.set_value)
         self.tree = TargetTree()
         self.tree.chosen.connect(draft.set_values)
         self.target_problem = ProblemLine()
@@ -56,15 +61,39 @@ class MethodPage(QWidget):
         layout = QVBoxLayout(content)
         layout.setContentsMargins(0, 0, 12, 0)  # the scroll bar keeps off the cards
         layout.setSpacing(theme.CARD_GAP)
-        for title, form in (("Adapter", self.adapter_form), ("Learning", self.training_form)):
-            card = Card(title)
+        self._adapter_card = Card("Adapter")
+        learning = Card("Learning")
+        for card in (self._adapter_card, learning):
             card.body.setSpacing(2 * theme.GRID)
-            card.body.addWidget(form)
+        self._adapter_card.body.addWidget(self.method)
+        self._adapter_card.body.addWidget(self.adapter_form)
+        learning.body.addWidget(self.training_form)
+        for card in (self._adapter_card, *self.tables, learning):
             layout.addWidget(card)
         layout.addStretch(1)
         area = scrolled(content)
         area.setFixedWidth(FORM_WIDTH)
         return area
+
+    def _make_adapter_form(self) -> Form:
+        form = Form("adapter", type(self._draft.config.adapter), without=("target_modules", "method"))
+        self._listen_to(form)
+        return form
+
+    def _listen_to(self, form: Form) -> None:
+        form.changed.connect(self._draft.set_value)
+        form.refused.connect(self._draft.set_error)
+
+    def _renew_adapter_form(self) -> None:
+        """Another method has other fields."""
+        old, self.adapter_form = self.adapter_form, self._make_adapter_form()
+        self._adapter_card.body.replaceWidget(old, self.adapter_form)
+        self.adapter_form.set_unfolded(old.unfolded)
+        old.hide()
+        old.deleteLater()
+
+    def _forms(self) -> tuple[Form, ...]:
+        return (self.adapter_form, *(table.form for table in self.tables), self.training_form)
 
     def _build_targets(self) -> Card:
         card = Card("Target layers")
@@ -84,11 +113,19 @@ class MethodPage(QWidget):
         if path == TARGETS:
             self.tree.tree.setFocus()
             return True
-        return self.adapter_form.show_field(path) or self.training_form.show_field(path)
+        if path == FIELD:
+            self.method.setFocus()
+            return True
+        return any(form.show_field(path) for form in self._forms())
 
     @Slot(object)
     def _config_changed(self, config: RunConfig) -> None:
+        if self.adapter_form.model is not type(config.adapter):
+            self._renew_adapter_form()
+        self.method.set_method(config.adapter.method)
         self.adapter_form.set_values(config.adapter, self._draft.refused)
+        for table in self.tables:
+            table.set_values(getattr(config, table.section), self._draft.refused)
         self.training_form.set_values(config.training, self._draft.refused)
         self._show_targets(config.adapter)
         self._show_estimate()
@@ -106,7 +143,10 @@ class MethodPage(QWidget):
 
     def _show_targets(self, adapter: AdapterConfig) -> None:
         """Tick anew only where the choice has changed: an empty choice, which the config refuses, stays in sight."""
-        targets = (adapter.target_modules, adapter.first_layer, adapter.last_layer)
+        self.tree.setEnabled(isinstance(adapter, TargetConfig))
+        if not isinstance(adapter, TargetConfig):
+            return
+        targets = (adapter.method, adapter.target_modules, adapter.first_layer, adapter.last_layer)
         if targets == self._shown_targets:
             self.tree.set_rank(adapter)
         else:
@@ -131,7 +171,8 @@ class MethodPage(QWidget):
     def _show_problems(self) -> None:
         draft = self._draft
         unwise = advice(draft.config, draft.card, draft.scan)
-        for form in (self.adapter_form, self.training_form):
+        self.method.set_problems(draft.problems)
+        for form in self._forms():
             form.set_problems(draft.problems, unwise)
         wrong = next((problem for problem in draft.problems if problem.field == TARGETS), None)
         self.target_problem.set_problem(f"{wrong.message} {wrong.hint}".strip() if wrong else "")

@@ -18,6 +18,7 @@ from core.config.adapter import (
     PatternedConfig,
     QLoraConfig,
     TargetConfig,
+    TargetedConfig,
     with_method,
 )
 from core.config.extra import BottleneckConfig, PrefixConfig
@@ -37,7 +38,7 @@ from core.config.training import DataConfig, ModelConfig, TrainingConfig
 __all__ = [
     "METHODS", "STARTER", "TARGET_PRESETS", "AdaLoraConfig", "AdapterConfig", "BottleneckConfig", "DataConfig",
     "DoraConfig", "FullConfig", "LoraConfig", "LowRankConfig", "ModelConfig", "NoAdapterConfig",
-    "PatternedConfig", "PrefixConfig", "QLoraConfig", "RunConfig", "Section", "TargetConfig", "TrainingConfig",
-    "absolute_paths", "dump_config", "field_errors", "load_config", "option", "parse_config", "with_method",
-    "with_overrides",
+    "PatternedConfig", "PrefixConfig", "QLoraConfig", "RunConfig", "Section", "TargetConfig", "TargetedConfig",
+    "TrainingConfig", "absolute_paths", "dump_config", "field_errors", "load_config", "option", "parse_config",
+    "with_method", "with_overrides",
 ]

@@ -86,6 +86,9 @@ class PatternedConfig(LowRankConfig):
     new_tokens: tuple[str, ...] = option(
         (), "New tokens", "Tokens added to the vocabulary; only their own embedding rows are trained.",
         group="Adapter", more=True)
+    ensure_weight_tying: bool = option(
+        False, "Keep tied", "Where the output head shares the embedding's weights: change both together, or let them part.",
+        group="Adapter", more=True)
     fused_parts: tuple[Literal["q", "k", "v"], ...] = option(
         ("q", "k", "v"), "Parts of fused layers",
         "Where query, key and value are one layer (GPT-2, Phi-3, NeoX): which of them are adapted.",
@@ -119,7 +122,8 @@ class LoraConfig(PatternedConfig):
     """Low-rank adaptation: h = W x + (alpha/rank) B A x (arXiv 2106.09685)."""
 
     method: Literal["lora"] = option(
-        "lora", "Method", "LoRA trains two small matrices beside each chosen layer.", group="Adapter", choices_text={"lora": "LoRA"})
+        "lora", "Method", "LoRA trains two small matrices beside each chosen layer.",
+        group="Adapter", choices_text={"lora": "LoRA"})
 
 
 class DoraConfig(PatternedConfig):
@@ -214,7 +218,8 @@ class NoAdapterConfig(Section):
 
 
 # The methods that are offered: the form, the CLI and the run file take them from here.
-AdapterConfig = LoraConfig | DoraConfig | QLoraConfig | AdaLoraConfig | NoAdapterConfig
+TargetedConfig = LoraConfig | DoraConfig | QLoraConfig | AdaLoraConfig  # those that change chosen layers
+AdapterConfig = TargetedConfig | NoAdapterConfig | FullConfig
 METHODS: dict[str, type[TargetConfig] | type[NoAdapterConfig]] = {
     str(kind.model_fields["method"].default): kind for kind in get_args(AdapterConfig)}
 

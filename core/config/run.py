@@ -8,6 +8,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from core.config.adapter import METHODS, AdapterField, LoraConfig, with_method
+from core.config.extra import BottleneckConfig, PrefixConfig
 from core.config.section import Section
 from core.config.training import DataConfig, ModelConfig, TrainingConfig
 from core.errors import ConfigError
@@ -21,7 +22,16 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     adapter: AdapterField = LoraConfig()
+    prefix: PrefixConfig | None = None  # beside the adapter, or alone with the method "none"
+    bottleneck: BottleneckConfig | None = None  # likewise
     training: TrainingConfig = TrainingConfig()
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """What is trained: the adapter's method unless it is "none", "prefix", "bottleneck"."""
+        tables = (("prefix", self.prefix), ("bottleneck", self.bottleneck))
+        own = () if self.adapter.method == "none" else (self.adapter.method,)
+        return (*own, *(name for name, table in tables if table is not None))
 
 
 def load_config(path: Path) -> RunConfig:
@@ -139,7 +149,12 @@ def absolute_paths(config: RunConfig, folder: Path) -> RunConfig:
     model = config.model.path
     if model and model != STARTER and (folder / model).exists():
         model = str((folder / model).resolve())
+    adapter = config.adapter
+    start = getattr(adapter, "start_from", "")
+    if start and (folder / start).exists():
+        adapter = adapter.model_copy(update={"start_from": str((folder / start).resolve())})
     return config.model_copy(update={
+        "adapter": adapter,
         "data": config.data.model_copy(update={"train": files}),
         "model": config.model.model_copy(update={"path": model}),
     })

@@ -16,9 +16,20 @@ SaveDtype = Annotated[Literal["fp32", "bf16", "fp16"], BeforeValidator(_short_dt
 
 
 def option(default: Any, title: str, description: str, *, group: str = "", unit: str = "",
-           more: bool = False, **limits: Any) -> Any:
-    """A config field: its default, words, limits and place in the form, in one declaration."""
-    extra = {"group": group, "unit": unit, "more": more}
+           more: bool = False, choices_text: dict[str, str] | None = None, **limits: Any) -> Any:
+    """A config field: its default, words, limits and place in the form, in one declaration.
+
+    Args:
+        default: its value where the file says nothing.
+        title: its name for people.
+        description: one sentence for people.
+        group: heading in the form.
+        unit: written behind the number.
+        more: folded away at first.
+        choices_text: words for people instead of a choice's own.
+        limits: pydantic's (ge, gt, le, lt).
+    """
+    extra = {"group": group, "unit": unit, "more": more, "choices_text": choices_text or {}}
     return Field(default, title=title, description=description, json_schema_extra=extra, **limits)
 
 
