@@ -24,7 +24,7 @@ class ChatColumn(Card):
         self._bubbles = QVBoxLayout()
         self._bubbles.setContentsMargins(0, 0, theme.GRID, 0)
         self._bubbles.setSpacing(theme.GRID)
-        self._bubbles.addStretch(1)
+        self._bubbles.setAlignment(Qt.AlignmentFlag.AlignTop)  # questions stand side by side
         self.name = ElidedLabel("", "help", Qt.TextElideMode.ElideMiddle)
         self.body.addLayout(row(label(title, "section"), self.name))
         self.empty = EmptyState(waiting, icon="chats")
@@ -130,7 +130,6 @@ class ChatColumn(Card):
         self.answered.clear()
         self._answer, self._pending = None, ""
         clear_layout(self._bubbles)
-        self._bubbles.addStretch(1)
         self._state = label("", "help")
         self._area.hide()
         self.empty.show()

@@ -14,11 +14,15 @@ class ChatInput(QPlainTextEdit):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setPlaceholderText("Ask both models. Enter sends, Shift+Enter begins a new line.")
+        self.set_addressee("the model")
         self.setAccessibleName("Question")
         self.setTabChangesFocus(True)
         self.textChanged.connect(self._fit)
         self._fit()
+
+    def set_addressee(self, who: str) -> None:
+        """Say who will be asked."""
+        self.setPlaceholderText(f"Ask {who}. Enter sends, Shift+Enter begins a new line.")
 
     def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802 -- Qt's name
         """Send on Enter."""

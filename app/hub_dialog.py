@@ -2,12 +2,13 @@
 
 import re
 
-from PySide6.QtWidgets import QDialog, QFormLayout, QLineEdit, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QDialog, QLineEdit, QVBoxLayout, QWidget
 
 from app import theme
-from app.widgets import ProblemLine, button, label, row
+from app.widgets import ProblemLine, button, column, label, row
 from core.jobs import DownloadModel
 
+_WIDTH = 440
 _REPO_ID = re.compile(r"[\w.\-]{1,96}(/[\w.\-]{1,96})?")
 
 
@@ -17,27 +18,24 @@ class HubDialog(QDialog):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.setWindowTitle("Get a model from the hub")
-        self.setMinimumWidth(480)
         self.repo = QLineEdit()
         self.repo.setPlaceholderText("owner/name")
         self.repo.setAccessibleName("Model id")
         self.revision = QLineEdit("main")
         self.revision.setAccessibleName("Revision")
         self.problem = ProblemLine()
-        form = QFormLayout()
-        form.setSpacing(theme.GRID)
-        form.addRow("Model id", self.repo)
-        form.addRow("Revision", self.revision)
         explanation = label(
             "The model is fetched from huggingface.co into the model library on this machine. Only weights in the "
             "safetensors format, the tokenizer and the description files are taken, never a program. Nothing of "
             "yours is sent. Large models take many gigabytes; the license of the model holds.", "help", wrap=True)
+        explanation.setFixedWidth(_WIDTH)
         self.get_button = button("Get it", self._accept, role="primary", icon="download-simple")
         self.get_button.setDefault(True)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(*[theme.PAGE_MARGIN] * 4)
         layout.setSpacing(2 * theme.GRID)
-        layout.addLayout(form)
+        for caption, field in (("Model id", self.repo), ("Revision", self.revision)):
+            layout.addLayout(column(label(caption), field, spacing=4))
         layout.addWidget(self.problem)
         layout.addWidget(explanation)
         layout.addLayout(row(None, button("Cancel", self.reject), self.get_button))
@@ -53,4 +51,5 @@ class HubDialog(QDialog):
             self.accept()
         else:
             self.problem.set_problem("A model id looks like owner/name.")
+            self.adjustSize()
             self.repo.setFocus()

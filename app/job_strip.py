@@ -1,4 +1,4 @@
-"""One line for a short job that takes its time: what it does, how far it is, Cancel."""
+"""A strip for a short job that takes its time: what it does, how far it is, Cancel."""
 
 from PySide6.QtWidgets import QHBoxLayout, QProgressBar, QVBoxLayout
 
@@ -15,15 +15,16 @@ class JobStrip(Card):
         super().__init__()
         self._operation: Operation | None = None
         self._caption = ""
-        self.text = ElidedLabel("", "help")
+        self.text = ElidedLabel("")
+        self.detail = ElidedLabel("", "help")
         self.bar = QProgressBar()
         self.bar.setTextVisible(False)
         self.bar.setAccessibleName("Progress")
         self.cancel_button = button("Cancel", self._cancel)
         left = QVBoxLayout()
         left.setSpacing(6)
-        left.addWidget(self.text)
-        left.addWidget(self.bar)
+        for widget in (self.text, self.detail, self.bar):
+            left.addWidget(widget)
         line = QHBoxLayout()
         line.setSpacing(theme.CARD_GAP)
         line.addLayout(left, 1)
@@ -45,7 +46,7 @@ class JobStrip(Card):
         operation.ended.connect(self._ended)
         self.cancel_button.setVisible(True)
         self.cancel_button.setEnabled(True)
-        self._show(f"{caption}…", 0, 0)
+        self._show("Waiting for the engine…", 0, 0)
 
     def show_progress(self, caption: str, progress: Progress | None) -> None:
         """Show progress of something that can not be cancelled here; None hides the strip."""
@@ -58,11 +59,12 @@ class JobStrip(Card):
             self._progress(progress)
 
     def _progress(self, progress: Progress) -> None:
-        parts = [self._caption, progress.stage, figures.amount_done(progress.done, progress.total, progress.unit)]
+        parts = [progress.stage, figures.amount_done(progress.done, progress.total, progress.unit)]
         self._show(" · ".join(part for part in parts if part), progress.done, progress.total)
 
-    def _show(self, text: str, done: int, total: int) -> None:
-        self.text.set_text(text)
+    def _show(self, detail: str, done: int, total: int) -> None:
+        self.text.set_text(self._caption)
+        self.detail.set_text(detail)
         self.bar.setRange(0, 1000 if total else 0)  # without a total it only moves
         if total:
             self.bar.setValue(round(1000 * done / total))
@@ -71,7 +73,7 @@ class JobStrip(Card):
     def _cancel(self) -> None:
         if self._operation is not None:
             self.cancel_button.setEnabled(False)
-            self.text.set_text(f"{self._caption} · cancelling…")
+            self.detail.set_text("Cancelling…")
             self._operation.cancel()
 
     def _ended(self) -> None:

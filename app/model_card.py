@@ -12,6 +12,7 @@ from core.estimate import Estimate, estimate
 from core.events import DataScanned, ModelCard
 
 FINGERPRINT_SHOWN = 12
+NOTHING_CHOSEN = "Choose a model on the left. The starter comes along and is a good beginning."
 
 
 class ModelCardView(QWidget):
@@ -19,8 +20,7 @@ class ModelCardView(QWidget):
 
     def __init__(self) -> None:
         super().__init__()
-        self.empty = EmptyState("Choose a model on the left. The starter comes along and is a good beginning.",
-                                icon="cube")
+        self.empty = EmptyState(NOTHING_CHOSEN, icon="cube")
         self._facts: dict[str, ElidedLabel] = {}
         self.name = ElidedLabel("", "title")
         self.origin = label("", "help", wrap=True, selectable=True)
@@ -66,13 +66,13 @@ class ModelCardView(QWidget):
         grid.setColumnStretch(1, 1)
         return grid
 
-    def show_card(self, card: ModelCard | None, *, chosen: bool, failed: str = "") -> None:
-        """Show a model; while there is none, say why."""
+    def show_card(self, card: ModelCard | None, *, chosen: bool, refused: bool = False) -> None:
+        """Show a model; while there is none, say so (the page says why it is refused)."""
         self._stack.setCurrentIndex(0 if card is None else 1)
         if card is None:
-            looking = "Looking at the model…"
-            nothing = "Choose a model on the left. The starter comes along and is a good beginning."
-            self.empty.sentence.setText(failed or (looking if chosen else nothing))
+            waiting = "Looking at the model…" if chosen else NOTHING_CHOSEN
+            self.empty.sentence.setText("This model can not be used. The reason stands on the left."
+                                        if refused else waiting)
             return
         self.name.set_text(card.name)
         self.origin.setText(card.origin)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from PySide6.QtCore import Slot
 from PySide6.QtGui import QColor, QGuiApplication, QTextCharFormat, QTextCursor
 from PySide6.QtWidgets import QPlainTextEdit, QTabWidget, QVBoxLayout, QWidget
 
@@ -26,6 +27,10 @@ class RunLog(QWidget):
         self.text.setLineWrapMode(QPlainTextEdit.LineWrapMode.NoWrap)
         self.copy_button = button("Copy the log", self.copy, icon="copy", role="link")
         self._shown = 0
+        self._at_end = True
+        bar = self.text.verticalScrollBar()
+        bar.valueChanged.connect(self._scrolled)
+        bar.rangeChanged.connect(self._range_changed)  # also when it is shown first, or made smaller
         tabs = QTabWidget()
         tabs.setDocumentMode(True)
         tabs.tabBar().setDrawBase(False)
@@ -43,11 +48,17 @@ class RunLog(QWidget):
             self._shown = 0
         fresh = lines[max(self._shown, len(lines) - MOST_LINES):]
         self._shown = len(lines)
-        bar = self.text.verticalScrollBar()
-        at_end = bar.value() >= bar.maximum() - 2
+        self._at_end = self._at_end or replace
         self._append([(f"{one.time:>8}  {_MARKS[one.kind]}{one.text}", one.kind) for one in fresh])
-        if at_end or replace:
-            bar.setValue(bar.maximum())
+
+    @Slot(int)
+    def _scrolled(self, value: int) -> None:
+        self._at_end = value >= self.text.verticalScrollBar().maximum() - 2
+
+    @Slot(int, int)
+    def _range_changed(self, _low: int, high: int) -> None:
+        if self._at_end:
+            self.text.verticalScrollBar().setValue(high)
 
     def _append(self, lines: Sequence[tuple[str, str]]) -> None:
         if not lines:

@@ -39,7 +39,7 @@ class RunOverlay(Card):
         self._reader = Background(self)
         self.group = PlotGroup(self)
         self.plot = self.group.add(StepPlot("Curves of the ticked runs"))
-        self.read_out = ReadOut()
+        self.read_out = ReadOut("0.00000")
         self.quantity = QComboBox()
         self.quantity.setAccessibleName("Quantity")
         for key, words, _ in _QUANTITIES:

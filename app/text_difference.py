@@ -7,6 +7,7 @@ Span = tuple[int, int]  # first character, character after the last
 
 _PIECES = re.compile(r"\w+|\s+|[^\w\s]")
 _LINES = re.compile(r"[^\n]*\n|[^\n]+")
+_ALIKE = 1 / 3  # of the longer text
 _MOST_PAIRS = 2_000_000  # of pieces; longer texts are compared by lines, which is quick enough for a click
 
 
@@ -24,6 +25,16 @@ def differing_spans(left: str, right: str) -> tuple[list[Span], list[Span]]:
             _add(found[0], first[low:high])
             _add(found[1], second[other_low:other_high])
     return found
+
+
+def are_alike(left: str, right: str, spans: tuple[list[Span], list[Span]]) -> bool:
+    """False for two texts that share so little that single places tell nothing."""
+    common = max(len(left) - _length(spans[0]), len(right) - _length(spans[1]))
+    return not any(spans) or common >= _ALIKE * max(len(left), len(right))
+
+
+def _length(spans: list[Span]) -> int:
+    return sum(end - first for first, end in spans)
 
 
 def places(spans: tuple[list[Span], list[Span]]) -> int:

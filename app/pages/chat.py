@@ -15,7 +15,7 @@ from app.chat_settings import ChatSettings
 from app.operations import Operation, Operations
 from app.run_list import runs_with_adapters
 from app.run_picker import RunPicker
-from app.text_difference import Span, differing_spans, places
+from app.text_difference import are_alike, differing_spans, places
 from app.widgets import Card, EmptyState, button, clear_layout, label, plain_tip, row
 from core import events
 from core.config import RunConfig
@@ -220,16 +220,19 @@ class ChatPage(QWidget):
         """Once both have answered, say below the tuned answer whether it differs, and mark where."""
         if turn not in self.base.answered or turn not in self.tuned.answered:
             return
-        number = places(self._mark(turn))
-        self.tuned.remark(f"differs from Base in {plural(number, 'place')}" if number else "the same as Base")
+        self.tuned.remark(self._mark(turn))
 
-    def _mark(self, turn: int) -> tuple[list[Span], list[Span]]:
+    def _mark(self, turn: int) -> str:
+        """Mark where two answers differ, if that is wanted and tells something; the same in words."""
         base, tuned = self.base.answered[turn], self.tuned.answered[turn]
         spans = differing_spans(base.text, tuned.text)
-        shown = spans if self.marks.isChecked() else ([], [])
+        alike, number = are_alike(base.text, tuned.text, spans), places(spans)
+        shown = spans if self.marks.isChecked() and alike else ([], [])
         base.mark(shown[0])
         tuned.mark(shown[1])
-        return spans
+        if not alike:
+            return "quite another answer than Base"
+        return f"differs from Base in {plural(number, 'place')}" if number else "the same as Base"
 
     @Slot()
     def _mark_all(self) -> None:
@@ -279,6 +282,7 @@ class ChatPage(QWidget):
         self.settings.propose_system("")
         self.tuned.setVisible(adapter is not None)
         self.marks.setVisible(adapter is not None)
+        self.input.set_addressee("both models" if adapter is not None else "the base model")
         self._tuned_card.setVisible(adapter is None)
         self.base.name.set_text(Path(self._model()).name if self._model() else "no base model chosen")
         self.tuned.name.set_text(f"{run.name}, {adapter.title.lower()}" if run and adapter else "")

@@ -172,7 +172,7 @@ class ModelPage(QWidget):
         text = f"{problems[0].message} {problems[0].hint}".strip() if problems else ""
         chosen = bool(self._draft.config.model.path)
         self.problem.set_problem(text if chosen else "")
-        self.view.show_card(self._draft.card, chosen=chosen, failed=text if chosen else "")
+        self.view.show_card(self._draft.card, chosen=chosen, refused=chosen and bool(text))
 
     def _show_memory(self) -> None:
         self.view.show_memory(self._draft.config, self._draft.card, self._draft.scan)

@@ -261,6 +261,14 @@ def test_where_the_answers_differ_is_marked(qtbot: QtBot, root: Path) -> None:
     assert base.marks == ["two"]
 
 
+def test_quite_another_answer_is_not_full_of_marks(qtbot: QtBot, root: Path) -> None:
+    bench = Bench(qtbot, root, two_answers("Sure! Here is your order.", '{"size":"large"}'))
+    bench.ask("Hello")
+    bench.settle()
+    assert "quite another answer than Base" in bench.page.tuned.state_text()
+    assert bench.page.base.answered[1].marks == bench.page.tuned.answered[1].marks == []
+
+
 def test_equal_answers_are_called_so(qtbot: QtBot, root: Path) -> None:
     bench = Bench(qtbot, root, two_answers("the same", "the same"))
     bench.ask("Hello")

@@ -60,7 +60,7 @@ def test_an_import_is_cancelled_in_words_and_loses_nothing(page: ModelPage, engi
     engines[1].answers[jobs.ImportGguf] = until_stopped
     page._draft.set_value("model.path", "starter")
     page.take(tmp_path / "model.gguf")
-    qtbot.waitUntil(lambda: "1 of 272 tensors" in page.strip.text.full_text)
+    qtbot.waitUntil(lambda: "1 of 272 tensors" in page.strip.detail.full_text)
     assert not page.hub_button.isEnabled()
     page.take(tmp_path / "other.gguf")
     assert page.notice.text() == BUSY

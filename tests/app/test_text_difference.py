@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from app.text_difference import differing_spans, places
+from app.text_difference import are_alike, differing_spans, places
 
 
 @pytest.mark.parametrize(("left", "right", "parts"), [
@@ -27,3 +27,11 @@ def test_long_answers_are_compared_in_time() -> None:
     first, second = differing_spans(left, left.replace("line 7 ", "line seven "))
     assert time.perf_counter() - began < 2
     assert [left[a:b] for a, b in first] == ["line 7 of many words\n"] and len(second) == 1
+
+
+@pytest.mark.parametrize(("left", "right", "alike"), [
+    ("", "", True), ("two plums", "three plums", True), ("", "all of it", False),
+    ("Sure! Here is your order: two large lattes.", '{"size":"large"}', False),
+])
+def test_texts_with_little_in_common_are_not_alike(left: str, right: str, alike: bool) -> None:
+    assert are_alike(left, right, differing_spans(left, right)) is alike
