@@ -59,7 +59,8 @@ class JobStrip(Card):
             self._progress(progress)
 
     def _progress(self, progress: Progress) -> None:
-        parts = [progress.stage, figures.amount_done(progress.done, progress.total, progress.unit)]
+        # the amount first: a long file name may be cut off, the amount not
+        parts = [figures.amount_done(progress.done, progress.total, progress.unit), progress.stage]
         self._show(" · ".join(part for part in parts if part), progress.done, progress.total)
 
     def _show(self, detail: str, done: int, total: int) -> None:

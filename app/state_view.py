@@ -15,6 +15,7 @@ JOB_WORDS = {
     "ImportGguf": "importing", "DownloadModel": "downloading", "ScanData": "measuring the data",
     "PreviewRows": "reading rows", "Generate": "answering", "Export": "exporting", "Unload": "freeing memory",
 }
+LONG_JOBS = ("ImportGguf", "DownloadModel", "Export")  # the model and the data are looked at after these
 
 
 class StateView:
@@ -43,7 +44,12 @@ class StateView:
         if self._draft.problems:
             first = self._draft.problems[0]
             return f"{first.message} {first.hint}".strip()
-        return "" if self._draft.ready else "Looking at the model and the data…"
+        if self._draft.ready:
+            return ""
+        current = self._operations.current("work")
+        if current is not None and current.label in LONG_JOBS:
+            return f"Waiting: the engine is {JOB_WORDS[current.label]}, then it looks at the model and the data."
+        return "Looking at the model and the data…"
 
     def show_engines(self) -> None:
         """The dot and the words at the foot of the side bar."""

@@ -243,6 +243,24 @@ def _shown(dialog: QWidget | None) -> str:
     return " ".join(label.text() for label in dialog.findChildren(QLabel))
 
 
+def test_a_long_job_before_the_looking_is_named(make_window: MakeWindow, config: RunConfig, qtbot: QtBot,
+                                                engines: tuple[FakeClient, FakeClient]) -> None:
+    gate = threading.Event()
+
+    def slow(job: jobs.DownloadModel, control: Control) -> Iterator[events.Event]:
+        gate.wait(5)
+        yield events.Result({})
+
+    engines[1].answers[jobs.DownloadModel] = slow
+    window = make_window(RunConfig())
+    qtbot.waitUntil(lambda: not window.operations.busy)
+    window.operations.work(jobs.DownloadModel("someone/tiny", "main")).start()
+    window.draft.replace(config)
+    assert "the engine is downloading" in window.status.text.full_text and not window.top.start.isEnabled()
+    gate.set()
+    qtbot.waitUntil(window.top.start.isEnabled)
+
+
 def test_a_damaged_run_file_is_told_and_changes_nothing(make_window: MakeWindow, tmp_path: Path) -> None:
     window = make_window(RunConfig())
     file = tmp_path / "run.toml"
