@@ -1,7 +1,7 @@
-"""W' = W + scale B A, tensor by tensor, shard by shard, in blocks of rows.
+"""Base + adapter, tensor by tensor, shard by shard, in blocks of rows.
 
-The memory is that of a few blocks, whatever the size of the model. B A and its sum over the rank
-are taken in fp64 and rounded once to fp32, so the result does not depend on how rows are cut.
+The memory is that of a few blocks, whatever the size of the model. What the adapter changes is
+computed in fp64 and rounded once to fp32, so the result does not depend on how rows are cut.
 """
 
 import json
@@ -17,6 +17,7 @@ from core import files
 from core.control import Control
 from core.errors import ModelError
 from core.events import Event, Progress
+from core.export.change import delta_rows, output_norms
 from core.export.plan import MergePlan, PlannedTensor
 from core.export.shards import (
     BLOCK_BYTES,
@@ -28,7 +29,6 @@ from core.export.shards import (
     row_blocks,
     write_shard,
 )
-from core.lora.adapter_file import LoraPair
 
 
 @dataclass
@@ -60,13 +60,6 @@ def _relative(error_square: float, delta_square: float) -> float:
     return math.sqrt(error_square / delta_square) if delta_square > 0 else 0.0
 
 
-def delta_rows(pair: LoraPair, start: int, stop: int, transposed: bool) -> Tensor:
-    """Rows `start` to `stop` of scale B A as the weight is stored, (out, in) or transposed (in, out), in fp32."""
-    lora_a, lora_b = pair.lora_a.double(), pair.lora_b.double()
-    product = lora_a[:, start:stop].T @ lora_b.T if transposed else lora_b[start:stop] @ lora_a
-    return product.mul_(pair.scale).float()
-
-
 def write_merged(plan: MergePlan, folder: Path, control: Control) -> Generator[Event, None, None]:
     """Write every shard of the plan and its index into `folder`, which exists.
 
@@ -95,9 +88,10 @@ def _write_tensor(tensor: PlannedTensor, reader: TensorReader, writer: ShardWrit
             control.check()
             writer.write(reader.raw(tensor.source, start, min(BLOCK_BYTES, tensor.source.nbytes - start)))
         return
+    norm = output_norms(tensor, _blocks(tensor), reader, control)
     for start, stop in _blocks(tensor):
         control.check()
-        writer.write(expected_rows(tensor, reader.rows(tensor.source, start, stop), start, stop))
+        writer.write(expected_rows(tensor, reader.rows(tensor.source, start, stop), start, stop, norm=norm))
 
 
 def _blocks(tensor: PlannedTensor) -> list[tuple[int, int]]:
@@ -105,8 +99,11 @@ def _blocks(tensor: PlannedTensor) -> list[tuple[int, int]]:
     return list(row_blocks(rows, tensor.source.elements // rows if rows else 0))
 
 
-def expected_rows(tensor: PlannedTensor, weight: Tensor, start: int, stop: int, delta: Tensor | None = None) -> Tensor:
-    """What the file must hold for rows `start` to `stop`, given the base's rows (and their `delta_rows`, if known).
+def expected_rows(tensor: PlannedTensor, weight: Tensor, start: int, stop: int, delta: Tensor | None = None,
+                  norm: Tensor | None = None) -> Tensor:
+    """What the file must hold for rows `start` to `stop`, given the base's rows.
+
+    `delta` are their `delta_rows`, if they are known; `norm` the tensor's `output_norms`, where the rows are not all.
 
     Raises:
         ModelError: a number does not fit the written type or is not finite.
@@ -121,7 +118,9 @@ def expected_rows(tensor: PlannedTensor, weight: Tensor, start: int, stop: int, 
         return written
     if weight.dtype != torch.float64:
         weight = weight.float()
-    merged = weight + (delta_rows(tensor.pair, start, stop, tensor.transposed) if delta is None else delta)
+    if delta is None:
+        delta = delta_rows(tensor.pair, weight, start, stop, tensor.transposed, norm)
+    merged = weight + delta
     if not torch.isfinite(merged).all():
         raise ModelError(f"Merging gives numbers that are not finite in {tensor.spec.name}.",
                          "The adapter or the base model is damaged; try an earlier checkpoint.")
@@ -154,11 +153,12 @@ def verify_merged(plan: MergePlan, written: Checkpoint, control: Control) -> Gen
                 report.damaged.append(tensor.spec.name)
                 continue
             same, error_square, delta_square = True, 0.0, 0.0
+            norm = output_norms(tensor, _blocks(tensor), base_reader, control)
             for start, stop in _blocks(tensor):
                 control.check()
                 base = base_reader.rows(tensor.source, start, stop)
                 found = reader.rows(record, start, stop)
-                delta = delta_rows(tensor.pair, start, stop, tensor.transposed) if tensor.pair else None
+                delta = delta_rows(tensor.pair, base, start, stop, tensor.transposed, norm) if tensor.pair else None
                 same = same and _same_bits(found, expected_rows(tensor, base, start, stop, delta))
                 if delta is not None:
                     error_square += _square_norm(found.float() - base.float() - delta)

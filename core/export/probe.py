@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from core.control import Control
 from core.data.template import render_prompt
@@ -184,8 +185,16 @@ def _set_everywhere(model: nn.Module, old: nn.Parameter, value: Tensor) -> None:
 
 
 def _adapter_hook(pair: LoraPair) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-    def add_update(_module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    def add_update(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         lora_a, lora_b = pair.lora_a.to(output.dtype), pair.lora_b.to(output.dtype)
-        return output + pair.scale * F.linear(F.linear(inputs[0], lora_a), lora_b)
+        update = pair.scale * F.linear(F.linear(inputs[0], lora_a), lora_b)
+        if pair.magnitude is None:
+            return output + update
+        weight, bias = module.weight, module.bias
+        assert isinstance(weight, Tensor)
+        rows = weight.T if isinstance(module, Conv1D) else weight
+        length = (rows + pair.scale * (lora_b @ lora_a)).norm(dim=1)
+        share = pair.magnitude.to(output.dtype) / length
+        return share * (output + update) if bias is None else share * (output - bias + update) + bias
 
     return add_update

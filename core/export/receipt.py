@@ -151,8 +151,9 @@ def compare_pairs(wanted: dict[str, LoraPair], found: dict[str, LoraPair]) -> De
     report = DeltaError(damaged=sorted(set(wanted) ^ set(found)))
     for name in sorted(set(wanted) & set(found)):
         old, new = wanted[name], found[name]
-        same = (torch.equal(new.lora_a, old.lora_a.to(new.lora_a.dtype)) and new.scale == old.scale
-                and torch.equal(new.lora_b, old.lora_b.to(new.lora_b.dtype)))
+        same = (new.scale == old.scale and len(new.tensors()) == len(old.tensors())
+                and all(torch.equal(left, right.to(left.dtype))
+                        for left, right in zip(new.tensors(), old.tensors(), strict=True)))
         if not same:
             report.damaged.append(name)
         left, right = old.scale * old.lora_b.double(), old.lora_a.double()

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from core.errors import ModelError
+from core.export.change import delta_rows
 from core.export.keys import ModelKeys, match_keys, skeleton
 from core.export.merge import expected_rows
 from core.export.plan import MergePlan
@@ -24,7 +25,9 @@ from core.export.probe import LayeredRunner, Runner, WeightSource, WholeRunner
 from core.export.shards import TORCH_DTYPES, TensorReader, TensorRecord, read_checkpoint
 from core.lora.adapter_file import LoraPair
 from core.lora.attach import load_adapter
+from core.lora.dora import DoraLayer
 from core.lora.inject import lora_layers, remove
+from core.lora.layers import LoraLayer
 from core.models.load import load_model
 
 Version = Literal["adapter", "rounded", "export"]
@@ -71,9 +74,8 @@ class AdapterCase:
     @property
     def is_rounded(self) -> bool:
         """The exported adapter has other numbers than the run's."""
-        return any(not torch.equal(pair.lora_a.float(), self.pairs[name].lora_a.float())
-                   or not torch.equal(pair.lora_b.float(), self.pairs[name].lora_b.float())
-                   for name, pair in self.exported.items())
+        return any(not torch.equal(new.float(), old.float()) for name, pair in self.exported.items()
+                   for new, old in zip(pair.tensors(), self.pairs[name].tensors(), strict=True))
 
     @property
     def arithmetic(self) -> torch.dtype:
@@ -169,8 +171,8 @@ def _round_merged(model: PreTrainedModel, case: MergedCase) -> None:
     types = {case.keys.converted.get(tensor.source.name, tensor.parameter): TORCH_DTYPES[tensor.spec.dtype]
              for tensor in case.plan.tensors}
     for name, layer in lora_layers(model).items():
-        delta = (layer.lora_b.double() @ layer.lora_a.double()).mul_(layer.scale).float()
-        merged = layer.weight + (delta.T if isinstance(layer.base, Conv1D) else delta)
+        merged = layer.weight + delta_rows(_pair_of(layer), layer.weight, 0, layer.weight.shape[0],
+                                           isinstance(layer.base, Conv1D))
         # a new parameter: a tied embedding keeps the old one
         layer.base.weight = nn.Parameter(_rounded(merged, types[f"{name}.weight"]), requires_grad=False)
     remove(model)
@@ -179,17 +181,27 @@ def _round_merged(model: PreTrainedModel, case: MergedCase) -> None:
             parameter.copy_(_rounded(parameter, types[name]))
 
 
+def _pair_of(layer: LoraLayer) -> LoraPair:
+    return LoraPair(layer.lora_a, layer.lora_b, layer.scale, layer.magnitude if isinstance(layer, DoraLayer) else None)
+
+
 @torch.no_grad()
 def _round_adapter(model: PreTrainedModel, case: AdapterCase) -> None:
     for name, layer in lora_layers(model).items():
-        layer.lora_a.copy_(_rounded(layer.lora_a, case.exported[name].lora_a.dtype))
-        layer.lora_b.copy_(_rounded(layer.lora_b, case.exported[name].lora_b.dtype))
+        wanted = case.pairs[name]
+        if wanted.lora_a.shape != layer.lora_a.shape or wanted.scale != layer.scale:  # the compatible form
+            layer.lora_a = nn.Parameter(wanted.lora_a.to(layer.lora_a.device, copy=True))
+            layer.lora_b = nn.Parameter(wanted.lora_b.to(layer.lora_b.device, copy=True))
+            layer.scale = wanted.scale
+        for own, exported in zip(_pair_of(layer).tensors(), case.exported[name].tensors(), strict=True):
+            own.copy_(_rounded(own, exported.dtype))
 
 
 def _rounded_pairs(case: AdapterCase) -> dict[str, LoraPair]:
-    return {name: LoraPair(pair.lora_a.to(case.exported[name].lora_a.dtype),
-                           pair.lora_b.to(case.exported[name].lora_b.dtype), pair.scale)
-            for name, pair in case.pairs.items()}
+    return {name: LoraPair(pair.lora_a.to(new.lora_a.dtype), pair.lora_b.to(new.lora_b.dtype), pair.scale,
+                           None if pair.magnitude is None or new.magnitude is None
+                           else pair.magnitude.to(new.magnitude.dtype))
+            for name, pair in case.pairs.items() for new in [case.exported[name]]}
 
 
 def _rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:

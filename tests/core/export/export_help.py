@@ -5,13 +5,15 @@ from pathlib import Path
 
 import torch
 
-from core.config import LoraConfig, ModelConfig, RunConfig
+from core.config import DoraConfig, LoraConfig, ModelConfig, RunConfig
 from core.control import Control
 from core.events import Event, Receipt, ReceiptReady, Result
 from core.export.export import export
 from core.jobs import Export
 from core.lora.adapter_file import save_adapter
+from core.lora.dora import DoraLayer
 from core.lora.inject import inject, lora_layers
+from core.lora.layers import LoraLayer
 from core.models.inspect import read_card
 from core.models.load import load_model
 from core.runs.folder import RunFolder
@@ -26,17 +28,19 @@ class Made:
 
 
 def build_run(folder: Path, base: Path, targets: str = "all-linear", strength: float = 0.05,
-              save_dtype: str = "fp32") -> Made:
-    """A run folder whose adapter has a random B, as if it had been trained."""
+              save_dtype: str = "fp32", method: type[LoraConfig] | type[DoraConfig] = LoraConfig) -> Made:
+    """A run folder whose adapter has a random B (and magnitude), as if it had been trained."""
     run = RunFolder(folder)
     run.path.mkdir(parents=True)
-    adapter = LoraConfig(rank=4, alpha=8.0, target_modules=targets, save_dtype=save_dtype)  # type: ignore[arg-type]
+    adapter = method(rank=4, alpha=8.0, target_modules=targets, save_dtype=save_dtype)  # type: ignore[arg-type]
     run.write_config(RunConfig(model=ModelConfig(path=str(base)), adapter=adapter))
     model = load_model(base, torch.device("cpu"), torch.float32)
-    inject(model, adapter, seed=0)
+    inject(model, adapter, seed=0, kind=DoraLayer if method is DoraConfig else LoraLayer)
     generator = torch.Generator().manual_seed(1)
     for layer in lora_layers(model).values():
         layer.lora_b.data.normal_(0, strength, generator=generator)
+        if isinstance(layer, DoraLayer):
+            layer.magnitude.data.mul_(1 + 0.1 * torch.randn(layer.out_features, generator=generator))
     card = read_card(base)
     save_adapter(run.adapter, model, adapter, str(base),
                  {"base_fingerprint": card.fingerprint, "base_name": card.name, "base_path": str(base)})
