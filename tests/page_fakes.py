@@ -55,8 +55,10 @@ def make_run(root: Path, name: str, log: list[events.Event] | None = None, *, ra
                events.Evaluated(10, 0.5, 10, 0.1, True), events.Finished("finished", run.adapter)]
     files.write_text(run.events_path, "".join(events.to_json(event) + "\n" for event in log))
     if trained:
-        files.write_bytes(run.adapter / "adapter_model.safetensors", b"x" * 1000)
         folder = run.checkpoint(10)
+        for place in (run.adapter, folder):
+            files.write_text(place / "adapter_config.json", "{}")
+        files.write_bytes(run.adapter / "adapter_model.safetensors", b"x" * 1000)
         files.write_text(folder / "manifest.json", "{}")
         files.write_bytes(folder / "adapter_model.safetensors", b"x" * 1000)
     return run
