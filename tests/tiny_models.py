@@ -13,10 +13,13 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -108,18 +111,37 @@ def _gpt_neox() -> GPTNeoXConfig:
     return GPTNeoXConfig(**_common(2), tie_word_embeddings=False, use_parallel_residual=True)
 
 
+def _mixtral() -> MixtralConfig:
+    return MixtralConfig(**_common(2), num_key_value_heads=2, tie_word_embeddings=False, sliding_window=None,
+                         num_local_experts=4, num_experts_per_tok=2)
+
+
+def _qwen2_moe() -> Qwen2MoeConfig:
+    # the second layer is dense, as in models that mix both
+    return Qwen2MoeConfig(**_common(2), num_key_value_heads=2, tie_word_embeddings=False, num_experts=4,
+                          num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=48,
+                          mlp_only_layers=[1])
+
+
+def _qwen3_moe() -> Qwen3MoeConfig:
+    return Qwen3MoeConfig(**_common(2), num_key_value_heads=2, head_dim=16, tie_word_embeddings=False, num_experts=4,
+                          num_experts_per_tok=2, moe_intermediate_size=32, mlp_only_layers=[1], norm_topk_prob=True)
+
+
 _CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": _llama, "qwen2": _qwen2, "qwen3": _qwen3, "mistral": _mistral, "gemma2": _gemma2,
     "gemma3": _gemma3, "phi3": _phi3, "gpt2": _gpt2, "gpt_neox": _gpt_neox,
 }
 FAMILIES = list(_CONFIGS)
+_MIXTURES: dict[str, Callable[[], Any]] = {"mixtral": _mixtral, "qwen2_moe": _qwen2_moe, "qwen3_moe": _qwen3_moe}
+MIXTURES = list(_MIXTURES)
 
 
 def build_tiny(family: str, folder: Path, *, seed: int = 0, shard_size: str = "5GB") -> Path:
     """Save a random model of `family` (fp32 safetensors) with its tokenizer into `folder`.
 
     Args:
-        family: one of FAMILIES.
+        family: one of FAMILIES or MIXTURES.
         folder: made if missing.
         seed: of the random weights; the same seed gives the same files.
         shard_size: smaller than the model ("100KB") gives several shards and an index.
@@ -127,7 +149,7 @@ def build_tiny(family: str, folder: Path, *, seed: int = 0, shard_size: str = "5
     Returns:
         `folder`.
     """
-    config = _CONFIGS[family]()
+    config = (_CONFIGS | _MIXTURES)[family]()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)

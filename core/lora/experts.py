@@ -6,7 +6,7 @@ transformers keeps the linear maps of all experts of a layer in one module: `gat
     h_e = W_e x + s B_e A_e x
 
 Only the experts that the router has chosen are computed; no sum W + s B A is ever formed.
-The file holds what PEFT's `target_parameters` holds; see `core.lora.expert_file`.
+The file holds what PEFT's `target_parameters` holds; see `core.lora.expert_layout`.
 """
 
 import math

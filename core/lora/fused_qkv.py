@@ -10,6 +10,7 @@ Written as one LoRA on the whole layer of rank k r for k parts: the A_p one belo
 blocks with zeros outside of their part. Every program that reads LoRA reads that.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from core.events import ModuleInfo
+from core.fused_parts import PARTS
 from core.lora.layers import LoraLayer
-
-PARTS = ("q", "k", "v")
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,15 @@ def layout_of(config: PretrainedConfig, name: str, out_features: int) -> QkvLayo
         return None
     layout = _layout(config)
     return layout if layout is not None and sum(layout.totals) == out_features else None
+
+
+def qkv_layout(model: nn.Module, info: ModuleInfo) -> QkvLayout:
+    """The layout of a module that is listed with `qkv_rows`."""
+    config = model.config
+    assert isinstance(config, PretrainedConfig)
+    layout = layout_of(config, info.name, info.out_features)
+    assert layout is not None, "only listed where it is known"
+    return layout
 
 
 _KINDS = {
@@ -133,6 +143,12 @@ class FusedQkvLayer(LoraLayer):
     def extra_repr(self) -> str:
         """What `print(model)` shows of this layer."""
         return f"parts={''.join(self.parts)}, rank={self.part_rank}, scale={self.scale:g}, dropout={self.dropout:g}"
+
+
+def alpha_factor(layer: object, rslora: bool) -> float:
+    """What alpha is multiplied with in a file, where the rank is that of all parts together and the scale the same."""
+    parts = len(layer.parts) if isinstance(layer, FusedQkvLayer) else 1
+    return math.sqrt(parts) if rslora else parts
 
 
 def parts_of(block_b: Tensor, layout: QkvLayout) -> tuple[str, ...] | None:
