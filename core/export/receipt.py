@@ -75,7 +75,7 @@ def merged_receipt(case: MergedCase, path: Path, control: Control,
 def adapter_receipt(case: AdapterCase, path: Path, control: Control,
                     whole: bool | None = None) -> Generator[Event, None, Receipt]:
     """Compare an exported adapter with the run's own; arguments as for `merged_receipt`."""
-    report = compare_pairs(case.pairs, case.exported)
+    report = compare_pairs(case.pairs, case.exported, case.rounded)
     dtype = _TORCH_WORDS.get(next(iter(case.exported.values())).lora_a.dtype, "fp32")
     whole = fits_whole(case) if whole is None else whole
     try:
@@ -143,7 +143,8 @@ def _largest(values: Sequence[float]) -> float:
     return math.nan if any(math.isnan(value) for value in values) else max(values)
 
 
-def compare_pairs(wanted: dict[str, LoraPair], found: dict[str, LoraPair]) -> DeltaError:
+def compare_pairs(wanted: dict[str, LoraPair], found: dict[str, LoraPair],
+                  rounded: dict[str, LoraPair] | None = None) -> DeltaError:
     """The error of the update of an exported adapter, and the modules that are not the run's, rounded.
 
     ||B'A' - BA||² is taken from small products, [B', -B] ([A'; A]), without forming out x in matrices.
@@ -151,9 +152,10 @@ def compare_pairs(wanted: dict[str, LoraPair], found: dict[str, LoraPair]) -> De
     report = DeltaError(damaged=sorted(set(wanted) ^ set(found)))
     for name in sorted(set(wanted) & set(found)):
         old, new = wanted[name], found[name]
-        same = (new.scale == old.scale and len(new.tensors()) == len(old.tensors())
+        must = (rounded or wanted)[name]
+        same = (new.scale == must.scale and len(new.tensors()) == len(must.tensors())
                 and all(torch.equal(left, right.to(left.dtype))
-                        for left, right in zip(new.tensors(), old.tensors(), strict=True)))
+                        for left, right in zip(new.tensors(), must.tensors(), strict=True)))
         if not same:
             report.damaged.append(name)
         left, right = old.scale * old.lora_b.double(), old.lora_a.double()

@@ -63,13 +63,17 @@ class MergedCase:
 
 @dataclass(frozen=True)
 class AdapterCase:
-    """An exported adapter and what it must equal."""
+    """An exported adapter and what it must equal.
+
+    `rounded` says what the export must hold where that is not simply `pairs` in its number types.
+    """
 
     base: Path
     adapter: Path
     pairs: dict[str, LoraPair]
     export: Path
     exported: dict[str, LoraPair]
+    rounded: dict[str, LoraPair] | None = None
 
     @property
     def is_rounded(self) -> bool:
@@ -188,16 +192,18 @@ def _pair_of(layer: LoraLayer) -> LoraPair:
 @torch.no_grad()
 def _round_adapter(model: PreTrainedModel, case: AdapterCase) -> None:
     for name, layer in lora_layers(model).items():
-        wanted = case.pairs[name]
-        if wanted.lora_a.shape != layer.lora_a.shape or wanted.scale != layer.scale:  # the compatible form
-            layer.lora_a = nn.Parameter(wanted.lora_a.to(layer.lora_a.device, copy=True))
-            layer.lora_b = nn.Parameter(wanted.lora_b.to(layer.lora_b.device, copy=True))
+        wanted = (case.rounded or case.pairs)[name]
+        if wanted.lora_a.shape != layer.lora_a.shape or wanted.scale != layer.scale or case.rounded:
+            layer.lora_a = nn.Parameter(wanted.lora_a.to(layer.lora_a.device, layer.lora_a.dtype, copy=True))
+            layer.lora_b = nn.Parameter(wanted.lora_b.to(layer.lora_b.device, layer.lora_b.dtype, copy=True))
             layer.scale = wanted.scale
         for own, exported in zip(_pair_of(layer).tensors(), case.exported[name].tensors(), strict=True):
             own.copy_(_rounded(own, exported.dtype))
 
 
 def _rounded_pairs(case: AdapterCase) -> dict[str, LoraPair]:
+    if case.rounded is not None:
+        return case.rounded
     return {name: LoraPair(pair.lora_a.to(new.lora_a.dtype), pair.lora_b.to(new.lora_b.dtype), pair.scale,
                            None if pair.magnitude is None or new.magnitude is None
                            else pair.magnitude.to(new.magnitude.dtype))

@@ -106,7 +106,10 @@ class AdaLora(Method):
             self._weigh(model)
         due = start < step < end and step % self.adapter.budget_every == 0
         if step == end or (due and self._importance):
-            yield from self._choose(model, step, self.budget(model, step, total))
+            before, budget = _ranks(self._kept), self.budget(model, step, total)
+            self._choose(model, budget)
+            if step == end or _ranks(self._kept) != before:
+                yield RanksChosen(step, _ranks(self._kept), budget)
         elif step > end:
             self._prune(model)
         if step == end:  # the ranks stay as they are from here on
@@ -146,7 +149,8 @@ class AdaLora(Method):
             scores[name] = e.view(-1) + torch.stack([a.mean(dim=1), b.mean(dim=0)], dim=1).sum(dim=1)
         return scores
 
-    def _choose(self, model: PreTrainedModel, step: int, budget: int) -> Iterator[Event]:
+    def _choose(self, model: PreTrainedModel, budget: int) -> None:
+        """Keep the `budget` triplets that matter most; those that tie with the first that goes, go with it."""
         if not self._importance:
             raise AdapterError("No step gave a finite gradient, so the ranks can not be chosen.",
                                "Lower the learning rate or train in fp32.")
@@ -154,11 +158,8 @@ class AdaLora(Method):
         everything = torch.cat(list(scores.values()))
         surplus = len(everything) - budget
         limit = float(torch.kthvalue(everything, surplus)[0]) if surplus > 0 else -1.0
-        before = _ranks(self._kept)
         self._kept = {name: (score > limit).cpu() for name, score in scores.items()}
         self._prune(model)
-        if _ranks(self._kept) != before:
-            yield RanksChosen(step, _ranks(self._kept), budget)
 
     def _prune(self, model: PreTrainedModel) -> None:
         """Set the entries of Λ to zero whose triplets were not kept."""
