@@ -6,7 +6,7 @@ own squares, where a block-diagonal mask would cost the square of the whole pack
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,14 +20,16 @@ NAME = "packed_segments"
 def packed_segments(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None,
-    softcap: float | None = None, boundaries: tuple[int, ...] = (), **kwargs: Any,
+    softcap: float | None = None, boundaries: tuple[int, ...] = (),
+    prefix_states: Sequence[tuple[Tensor, Tensor]] | None = None, **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each segment.
+    """Causal attention within each segment, and to a prefix before each of them where there is one.
 
     Args:
         query: (1, heads, T, head_dim).
         key, value: (1, key_value_heads, T, head_dim).
         boundaries: start of every segment and the end of the last.
+        prefix_states: of every layer, trained keys and values, each (1, key_value_heads, P, head_dim).
 
     Returns:
         (1, T, heads, head_dim) and None, as transformers expects.
@@ -37,24 +39,39 @@ def packed_segments(
     """
     if not boundaries or kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
         raise NotImplementedError("this attention can not be computed in segments")
+    prefix = _prefix_of(module, prefix_states)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        prefix = tuple(states.repeat_interleave(groups, dim=1) for states in prefix)
     outputs = []
     for start, end in itertools.pairwise(boundaries):
         part = slice(start, end)
         q, k, v = query[:, :, part], key[:, :, part], value[:, :, part]
+        if prefix:
+            k, v = torch.cat([prefix[0], k], dim=2), torch.cat([prefix[1], v], dim=2)
         outputs.append(_attend(q, k, v, scaling, sliding_window, softcap))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
+def _prefix_of(module: nn.Module, states: Sequence[tuple[Tensor, Tensor]] | None) -> tuple[Tensor, ...]:
+    """(key, value) of this layer's prefix; () where there is none."""
+    if states is None:
+        return ()
+    layer = getattr(module, "layer_idx", None)
+    if not isinstance(layer, int):
+        raise NotImplementedError("this attention does not tell its layer")
+    return states[layer]
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None,
             softcap: float | None) -> Tensor:
-    length = q.shape[2]
-    if softcap is None and (window is None or length <= window):
+    """q is of the last tokens, k and v of all: those before are seen by every one of q within the window."""
+    length, total = q.shape[2], k.shape[2]
+    if softcap is None and length == total and (window is None or length <= window):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
-    positions = torch.arange(length, device=q.device)
-    distance = positions[:, None] - positions[None, :]  # (length, length)
+    positions = torch.arange(total, device=q.device)
+    distance = positions[total - length:, None] - positions[None, :]  # (length, total)
     allowed = distance >= 0
     if window is not None:
         allowed &= distance < window
