@@ -218,8 +218,8 @@ class NoAdapterConfig(Section):
 
 
 # The methods that are offered: the form, the CLI and the run file take them from here.
-TargetedConfig = LoraConfig | DoraConfig | QLoraConfig | AdaLoraConfig  # those that change chosen layers
-AdapterConfig = TargetedConfig | NoAdapterConfig | FullConfig
+TargetedConfig = LoraConfig | DoraConfig | QLoraConfig | AdaLoraConfig | FullConfig  # those that change chosen layers
+AdapterConfig = TargetedConfig | NoAdapterConfig
 METHODS: dict[str, type[TargetConfig] | type[NoAdapterConfig]] = {
     str(kind.model_fields["method"].default): kind for kind in get_args(AdapterConfig)}
 
