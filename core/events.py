@@ -122,19 +122,23 @@ class ModuleInfo:
     """One module with a weight. `kind` is the last part of its name, `layer` -1 outside the layers.
 
     "Experts" is a parameter that holds one linear map of each of `experts` experts; the sizes are those of one map.
-    `qkv_rows` says how many outputs are query, key and value where one layer computes all three.
+    `qkv_rows` says how many outputs are query, key and value where one layer computes all three. `tensors` are
+    its own parameters with their shapes; `tied_to` names the embedding whose weight an output head shares.
     """
 
     name: str
     kind: str
     layer: int
-    type: Literal["Linear", "Conv1D", "Embedding", "Experts", "Other"]
+    type: Literal["Linear", "Conv1D", "Embedding", "Conv1d", "Conv2d", "Experts", "Other"]
     in_features: int
     out_features: int
     parameters: int
     is_output_head: bool = False
     qkv_rows: tuple[int, int, int] | None = None
     experts: int = 0
+    is_input_embedding: bool = False
+    tied_to: str = ""
+    tensors: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True)

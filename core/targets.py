@@ -3,7 +3,17 @@
 import math
 from collections.abc import Sequence
 
-from core.config import TARGET_PRESETS, AdaLoraConfig, DoraConfig, FullConfig, LowRankConfig, PatternedConfig, TargetConfig
+from core.config import (
+    TARGET_PRESETS,
+    AdaLoraConfig,
+    DoraConfig,
+    FullConfig,
+    LoraConfig,
+    LowRankConfig,
+    PatternedConfig,
+    TargetConfig,
+)
+from core.config.section import Section
 from core.errors import AdapterError
 from core.events import ModuleInfo
 from core.patterns import pattern_value, whole_match
@@ -18,6 +28,7 @@ QUERY_VALUE_KINDS = frozenset({
 })
 RANK_OFFSET = 1e-5  # AdaLoRA's code divides alpha by the first rank and this, as it counts ranks of 0
 ADAPTABLE = ("Linear", "Conv1D", "Experts")
+NAMED_ONLY = ("Embedding", "Conv1d", "Conv2d")  # plain LoRA alone adapts these, and only where they are named
 
 
 def select_targets(modules: Sequence[ModuleInfo], adapter: TargetConfig) -> list[ModuleInfo]:
@@ -28,17 +39,66 @@ def select_targets(modules: Sequence[ModuleInfo], adapter: TargetConfig) -> list
     """
     if isinstance(adapter, FullConfig):
         return _select_whole(modules, adapter)
-    able = [module for module in modules
-            if module.type in ADAPTABLE and (module.type != "Experts" or takes_experts(adapter))]
+    able = [module for module in modules if module.type in (*ADAPTABLE, *NAMED_ONLY)]
+    if not takes_experts(adapter):
+        able = _without(able, ("Experts",), adapter.target_modules, "holds the weights of experts")
+    if not isinstance(adapter, LoraConfig):
+        able = _without(able, NAMED_ONLY, adapter.target_modules, "is not a linear layer")
     chosen = [module for module in _by_name(able, adapter.target_modules) if _in_range(module, adapter)]
     if not chosen:
         raise AdapterError("The target layers match no module of this model.", _hint(able, adapter.target_modules))
-    return chosen
+    return _with_tied(modules, chosen, adapter)
+
+
+def keeps_tied(adapter: Section) -> bool:
+    """True where embedding and output head, tied in the base, are changed together."""
+    return isinstance(adapter, PatternedConfig) and adapter.ensure_weight_tying
+
+
+def _with_tied(modules: Sequence[ModuleInfo], chosen: list[ModuleInfo], adapter: TargetConfig) -> list[ModuleInfo]:
+    """With the embedding the head that shares its weight, and the other way round, where both are kept tied."""
+    if not keeps_tied(adapter):
+        return chosen
+    names = {module.name for module in chosen}
+    names |= {name for module in modules if module.tied_to and {module.name, module.tied_to} & names
+              for name in (module.name, module.tied_to)}
+    return [module for module in modules if module.name in names]
 
 
 def takes_experts(adapter: TargetConfig) -> bool:
     """True for the methods that work on the three-dimensional weights of experts, as PEFT has it too."""
     return isinstance(adapter, PatternedConfig) and not isinstance(adapter, DoraConfig)
+
+
+def tied_head(targets: Sequence[ModuleInfo], adapter: Section) -> ModuleInfo | None:
+    """The output head among the targets whose update is the embedding's, which is there too; None where there is none.
+    """
+    return next((module for module in targets if module.tied_to), None) if keeps_tied(adapter) else None
+
+
+def _without(able: list[ModuleInfo], types: Sequence[str], target: str | tuple[str, ...],
+             reason: str) -> list[ModuleInfo]:
+    """The modules of other types. Raises AdapterError where a name of the list means none but such."""
+    others = [module for module in able if module.type not in types]
+    for name in target if isinstance(target, tuple) else ():
+        if not any(matches_suffix(module.name, name) for module in others) \
+                and any(matches_suffix(module.name, name) for module in able):
+            raise AdapterError(f"{name!r} {reason}, which this method can not adapt.",
+                               "Choose the method LoRA, or other target layers.")
+    return others
+
+
+def experts_problem(targets: Sequence[ModuleInfo], adapter: LowRankConfig) -> tuple[str, str, str] | None:
+    """(field, message, hint) for what can not be done where experts are among the targets; None where all can."""
+    if not isinstance(adapter, PatternedConfig) or not any(module.experts for module in targets):
+        return None
+    if adapter.dropout > 0:
+        return ("dropout", "Dropout is not offered on the weights of experts: PEFT could not read such an adapter.",
+                "Set it to 0, or choose target layers without the experts.")
+    if adapter.init not in ("kaiming", "gaussian"):
+        return ("init", f"The start {adapter.init} is not offered on the weights of experts.",
+                "Choose kaiming, or target layers without the experts.")
+    return None
 
 
 def _select_whole(modules: Sequence[ModuleInfo], adapter: FullConfig) -> list[ModuleInfo]:
@@ -75,10 +135,16 @@ def _hint(able: list[ModuleInfo], target: str | tuple[str, ...]) -> str:
 
 def _by_name(able: list[ModuleInfo], target: str | tuple[str, ...]) -> list[ModuleInfo]:
     if isinstance(target, tuple):
+        names = set()
         for name in target:
-            if not any(matches_suffix(module.name, name) for module in able):
+            found = _by_name(able, name) if name in TARGET_PRESETS else [
+                module for module in able if matches_suffix(module.name, name)]
+            if not found:
                 raise AdapterError(f"The target layer {name!r} matches no module of this model.", _hint(able, target))
-        return [module for module in able if any(matches_suffix(module.name, name) for name in target)]
+            names |= {module.name for module in found}
+        return [module for module in able if module.name in names]
+    if target in TARGET_PRESETS:
+        able = [module for module in able if module.type in ADAPTABLE]
     if target == "all-linear":
         return [module for module in able if not module.is_output_head]
     if target == "attention":

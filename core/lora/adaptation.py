@@ -8,11 +8,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from core.config import DoraConfig, LoraConfig, RunConfig
+from core.config import AdaLoraConfig, DoraConfig, FullConfig, LoraConfig, LowRankConfig, QLoraConfig, RunConfig
+from core.errors import AdapterError
 from core.events import Event
+from core.extra_shapes import NOTHING_TO_TRAIN
+from core.lora.adalora import AdaLora
+from core.lora.adapter_file import write_origin
+from core.lora.beside import Beside
+from core.lora.bottleneck import Bottleneck
 from core.lora.dora import Dora
+from core.lora.full import Full
 from core.lora.lora import Lora
 from core.lora.method import Material, Method
+from core.lora.prefix import Prefix
+from core.lora.qlora import QLora
 
 
 def methods_of(config: RunConfig) -> list[Method]:
@@ -21,8 +30,21 @@ def methods_of(config: RunConfig) -> list[Method]:
     methods: list[Method] = []
     if isinstance(adapter, LoraConfig):
         methods.append(Lora(adapter))
+    elif isinstance(adapter, QLoraConfig):
+        methods.append(QLora(adapter))
     elif isinstance(adapter, DoraConfig):
         methods.append(Dora(adapter))
+    elif isinstance(adapter, AdaLoraConfig):
+        methods.append(AdaLora(adapter))
+    elif isinstance(adapter, FullConfig):
+        methods.append(Full(adapter))
+    if isinstance(adapter, LowRankConfig):
+        methods.append(Beside(adapter))
+    # behind the adapter of the layers: they take its layers as part of the model
+    if config.prefix is not None:
+        methods.append(Prefix(config.prefix, alone=not methods and config.bottleneck is None))
+    if config.bottleneck is not None:
+        methods.append(Bottleneck(config.bottleneck))
     return methods
 
 
@@ -38,6 +60,8 @@ class Adaptation:
         Raises:
             AdapterError: what was asked for does not fit this model.
         """
+        if not self.methods:
+            raise AdapterError(NOTHING_TO_TRAIN, "Choose a method, or add the table [prefix] or [bottleneck].")
         model.requires_grad_(False)
         for method in self.methods:
             method.install(model, material)
@@ -51,6 +75,15 @@ class Adaptation:
         """Parameter groups for a torch optimizer; `rate` is the factor of the learning rate."""
         return [{"params": list(group.parameters.values()), "rate": group.rate}
                 for method in self.methods for group in method.groups(model) if group.parameters]
+
+    def begin(self, model: PreTrainedModel, step: int, total: int) -> Iterator[Event]:
+        """Tell every method how many steps there will be. Raises AdapterError where one can not work with them."""
+        for method in self.methods:
+            yield from method.begin(model, step, total)
+
+    def is_settled(self, step: int, total: int) -> bool:
+        """True once every method has reached the form that was asked for."""
+        return all(method.is_settled(step, total) for method in self.methods)
 
     def penalty(self, model: PreTrainedModel) -> Tensor | None:
         """The sum of the methods' penalties, or None."""
@@ -81,3 +114,4 @@ class Adaptation:
             place = folder / method.folder
             place.mkdir(exist_ok=True)
             method.write(place, model, dtype, base_name, origin)
+        write_origin(folder, origin)  # where all parts lie in sub-folders, the folder itself has none yet

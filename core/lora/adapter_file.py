@@ -21,15 +21,20 @@ from core.adapter_folder import CONFIG_NAME, ORIGIN_NAME, WEIGHTS_NAME
 from core.adapter_shapes import is_exact
 from core.config import DoraConfig, PatternedConfig
 from core.errors import AdapterError
+from core.expert_names import linear_parameters, target_parameters, written_module
 from core.lora import adalora_file
+from core.lora.beside_file import beside_fields, beside_tensors
 from core.lora.config_file import read_object
+from core.lora.expert_layout import to_file
+from core.lora.experts import expert_matrices
 from core.lora.extra_files import Extras, copy_extras, read_extras
+from core.lora.fused_qkv import alpha_factor
 from core.lora.inject import lora_layers, module_table
 from core.lora.layers import LoraLayer
 from core.lora.peft_fields import refuse_unknown_meaning
 from core.lora.peft_keys import PREFIX, Contents, LoraPair, sort_tensors
 from core.lora.tensor_file import write_tensors
-from core.targets import ADAPTABLE, alpha_of, matches_suffix
+from core.targets import ADAPTABLE, NAMED_ONLY, alpha_of, matches_suffix
 
 _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,7 +48,7 @@ class AdapterFile:
     contents: Contents
     config: dict[str, Any]
     origin: dict[str, Any] = field(default_factory=dict)
-    extras: Extras = Extras()
+    extras: Extras = field(default_factory=Extras)
 
     @property
     def pairs(self) -> dict[str, LoraPair]:
@@ -63,7 +68,11 @@ def adapter_tensors(model: nn.Module, dtype: torch.dtype = torch.float32) -> dic
         for part, tensor in layer.peft_tensors().items():
             key = f"{PREFIX}{name}.{part}"
             tensors[key] = saved_as(key, tensor.detach(), dtype).cpu().contiguous()
-    return tensors
+    matrices = expert_matrices(model)
+    for name, matrix in matrices.items():
+        for part, tensor in to_file(matrix.lora_a.detach(), matrix.lora_b.detach()).items():
+            tensors[f"{PREFIX}{written_module(name, matrices)}.{part}"] = tensor.to("cpu", dtype).contiguous()
+    return tensors | beside_tensors(model, dtype)
 
 
 def saved_as(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -73,25 +82,43 @@ def saved_as(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def peft_config(model: nn.Module, adapter: PatternedConfig, base_name: str) -> dict[str, Any]:
     """adapter_config.json for the adapter of `model`; PEFT, vLLM and llama.cpp read it."""
-    layers = lora_layers(model)
+    layers, experts = lora_layers(model), expert_matrices(model)
     alpha = int(adapter.alpha) if adapter.alpha.is_integer() else adapter.alpha
-    ranks = {name: layer.rank for name, layer in layers.items() if layer.rank != adapter.rank}
-    alphas = {name: alpha_of(name, adapter) for name in layers if alpha_of(name, adapter) != adapter.alpha}
+    ranks = {name: layer.rank for name, layer in (layers | experts).items() if layer.rank != adapter.rank}
+    alphas = {name: alpha_of(name, adapter) * alpha_factor(layer, adapter.rslora)
+              for name, layer in (layers | experts).items()}
+    alphas = {name: value for name, value in alphas.items() if value != adapter.alpha}
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name,
         "r": adapter.rank, "lora_alpha": alpha, "lora_dropout": adapter.dropout,
-        "target_modules": target_names(model, layers), "bias": "none",
+        **_targets(model, layers, adapter),
         "fan_in_fan_out": any(isinstance(layer.base, Conv1D) for layer in layers.values()),
         "init_lora_weights": True, "inference_mode": True, "use_rslora": adapter.rslora,
         "use_dora": isinstance(adapter, DoraConfig), "rank_pattern": ranks, "alpha_pattern": alphas,
-        "modules_to_save": None, "layers_to_transform": None, "layers_pattern": None, "revision": None,
+        "layers_to_transform": None, "layers_pattern": None, "revision": None, **beside_fields(model, adapter),
     }
+
+
+def _targets(model: nn.Module, layers: dict[str, LoraLayer], adapter: PatternedConfig) -> dict[str, Any]:
+    """`target_modules`, and `target_parameters` where PEFT needs it: for experts and what PEFT mistakes for them."""
+    all_experts = [info.name for info in module_table(model) if info.type == "Experts"]
+    if not all_experts:
+        return {"target_modules": target_names(model, layers)}
+    experts = expert_matrices(model)
+    # PEFT has neither dropout nor DoRA for what is named as a parameter
+    plain = isinstance(adapter, DoraConfig) or adapter.dropout > 0
+    mistaken = [] if plain else linear_parameters(list(layers))
+    modules = {name: layer for name, layer in layers.items() if name not in mistaken}
+    parameters = [*target_parameters(experts, all_experts), *[f"{name}.weight" for name in mistaken]]
+    return {"target_modules": target_names(model, modules) if modules else []} | (
+        {"target_parameters": parameters} if parameters else {})
 
 
 def target_names(model: nn.Module, layers: dict[str, LoraLayer]) -> list[str]:
     """Short names (q_proj) where they mean exactly the adapted modules, else full names."""
     kinds = sorted({name.rpartition(".")[2] for name in layers})
-    able = [info.name for info in module_table(model) if info.type in ADAPTABLE]
+    able = [info.name for info in module_table(model) if info.type in (*ADAPTABLE, *NAMED_ONLY)
+            and info.type != "Experts"]
     meant = {name for name in able if any(matches_suffix(name, kind) for kind in kinds)}
     return kinds if meant == set(layers) else sorted(layers)
 
@@ -150,10 +177,11 @@ def read_adapter(folder: Path) -> AdapterFile:
         raise AdapterError(f"{folder / WEIGHTS_NAME} is damaged: {error}.") from None
     if not tensors:
         raise AdapterError(f"The adapter in {folder} is empty.")
-    return AdapterFile(folder, _contents(tensors, config, folder), config, read_origin(folder), extras)
+    return AdapterFile(folder, contents_of(tensors, config, folder), config, read_origin(folder), extras)
 
 
-def _contents(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) -> Contents:
+def contents_of(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) -> Contents:
+    """What the tensors of a file mean; `folder` is for messages. Raises AdapterError as `read_adapter`."""
     if config.get("peft_type") != adalora_file.KIND:
         return sort_tensors(tensors, config, str(folder))
     low_rank = {key: tensor for key, tensor in tensors.items() if ".lora_" in key}

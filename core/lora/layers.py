@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
 from core.lora.fused import fused_lora_linear
@@ -64,35 +65,56 @@ class LoraLayer(AdapterModule):
         """Inner dimension r."""
         return self.lora_a.shape[0]
 
+    def count_from_here(self, start_a: Tensor | None = None, start_b: Tensor | None = None) -> None:
+        """Take the product of the present A and B, or of those given, off the update: s (B A - B0 A0).
+
+        That is the same as to train beside the residual W - s B0 A0, but W itself is neither changed nor rounded.
+        """
+        held = (self.lora_a if start_a is None else start_a, self.lora_b if start_b is None else start_b)
+        for name, tensor in zip(("start_a", "start_b"), held, strict=True):
+            self.register_buffer(name, tensor.detach().to(self.lora_a.device, copy=True), persistent=False)
+
+    def start(self) -> tuple[Tensor, Tensor] | None:
+        """A0 (r, in) and B0 (out, r), whose product is taken off, if there are any."""
+        start_a, start_b = self._buffers.get("start_a"), self._buffers.get("start_b")
+        return None if start_a is None or start_b is None else (start_a, start_b)
+
     def right(self) -> Tensor:
-        """The right factor of the update, (r, in)."""
-        return self.lora_a
+        """The right factor of the update, (r, in); with a start (2 r, in)."""
+        start = self.start()
+        return self.lora_a if start is None else torch.cat([self.lora_a, start[0]])
 
     def left(self) -> Tensor:
-        """The left factor of the update, (out, r)."""
-        return self.lora_b
+        """The left factor of the update, (out, r); with a start (out, 2 r)."""
+        start = self.start()
+        return self.lora_b if start is None else torch.cat([self.lora_b, -start[1]], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in the dtype of the base."""
         if not self.enabled:
             return self.base(x)
         dropping = self.training and self.dropout > 0
-        if not dropping and x.dtype == self.weight.dtype == self.lora_a.dtype and torch.is_grad_enabled():
+        bias_is_trained = self.bias is not None and self.bias.requires_grad
+        if not dropping and not bias_is_trained and x.dtype == self.weight.dtype == self.lora_a.dtype \
+                and torch.is_grad_enabled():
             weight = self.weight.T if isinstance(self.base, Conv1D) else self.weight
             return fused_lora_linear(x, weight, self.bias, self.right(), self.left(), self.scale)
         return self._plain_forward(x, dropping)
 
     def _plain_forward(self, x: Tensor, dropping: bool) -> Tensor:
-        update = x.to(self.lora_a.dtype)  # the adapter computes in fp32 over a 16-bit base
-        if dropping:
-            update = F.dropout(update, self.dropout)
-        update = F.linear(F.linear(update, self.right()), self.left())
+        whole = x.to(self.lora_a.dtype)  # the adapter computes in fp32 over a 16-bit base
+        start = self.start() if dropping else None
+        dropped = F.dropout(whole, self.dropout) if dropping else whole
+        if start is None:
+            update = F.linear(F.linear(dropped, self.right()), self.left())
+        else:  # the start stands for a part of W, whose input is never dropped
+            update = F.linear(F.linear(dropped, self.lora_a), self.lora_b) - F.linear(F.linear(whole, start[0]), start[1])
         result = self.base(x)
         return result + (self.scale * update).to(result.dtype)
 
     def peft_tensors(self) -> dict[str, Tensor]:
         """What an adapter file holds of this layer, by PEFT's names below the module's."""
-        return {"lora_A.weight": self.lora_a, "lora_B.weight": self.lora_b}
+        return {"lora_A.weight": self.right(), "lora_B.weight": self.left()}
 
     @torch.no_grad()
     def delta(self) -> Tensor:
@@ -111,6 +133,8 @@ def linear_shape(layer: nn.Module) -> tuple[int, int]:
         TypeError: any other layer.
     """
     if isinstance(layer, nn.Linear):
+        if is_parametrized(layer, "weight"):  # a head whose vocabulary has grown
+            return layer.weight.shape[1], layer.weight.shape[0]
         return layer.in_features, layer.out_features
     if isinstance(layer, Conv1D):
         return layer.weight.shape[0], layer.weight.shape[1]

@@ -8,8 +8,10 @@ from transformers import PreTrainedModel
 
 from core.config import PatternedConfig
 from core.lora.adapter_file import adapter_tensors, peft_config, write_adapter
+from core.lora.experts import expert_matrices
 from core.lora.inject import inject, lora_layers
 from core.lora.layers import LoraLayer
+from core.lora.more_layers import LoraEmbedding, TiedLoraHead
 from core.lora.method import Material, Method, ParameterGroup
 
 
@@ -27,10 +29,14 @@ class Lora(Method):
 
     def groups(self, model: PreTrainedModel) -> list[ParameterGroup]:
         """A, and B with its own learning rate where LoRA+ is on (arXiv 2402.12354)."""
-        layers = lora_layers(model)
-        return [ParameterGroup({f"{name}.lora_a": layer.lora_a for name, layer in layers.items()}),
-                ParameterGroup({f"{name}.lora_b": layer.lora_b for name, layer in layers.items()},
-                               rate=self.adapter.lora_plus_ratio)]
+        layers = {name: layer for name, layer in (lora_layers(model) | expert_matrices(model)).items()
+                  if not isinstance(layer, TiedLoraHead)}  # which has nothing of its own
+        # of an embedding A is zero at the start, and its gradients are as small as B's elsewhere
+        embeddings = {name for name, layer in layers.items() if isinstance(layer, LoraEmbedding)}
+        return [ParameterGroup({f"{name}.lora_a": layer.lora_a for name, layer in layers.items()}
+                               | {f"{name}.lora_b": layers[name].lora_b for name in embeddings}),
+                ParameterGroup({f"{name}.lora_b": layer.lora_b for name, layer in layers.items()
+                                if name not in embeddings}, rate=self.adapter.lora_plus_ratio)]
 
     def write(self, folder: Path, model: PreTrainedModel, dtype: torch.dtype, base_name: str,
               origin: dict[str, Any]) -> None:

@@ -8,11 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.events import Event
 
@@ -35,16 +35,17 @@ class ParameterGroup:
 
 @dataclass(frozen=True)
 class Material:
-    """What a method may look at when it is put on: prepared training rows, and the seed."""
+    """What a method may look at when it is put on: prepared training rows, the seed, and the tokenizer."""
 
     rows: Sequence[Any]  # core.data.template.EncodedRow; this room does not import that one
     seed: int
+    tokenizer: PreTrainedTokenizerBase | None = None
 
 
 class Method(ABC):
     """One way of adapting a model. An object of it belongs to one model."""
 
-    folder: ClassVar[str] = ""  # sub-folder of the adapter's folder; "" is the folder itself
+    folder: str = ""  # sub-folder of the adapter's folder; "" is the folder itself
 
     @abstractmethod
     def install(self, model: PreTrainedModel, material: Material) -> None:

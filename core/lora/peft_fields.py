@@ -37,10 +37,11 @@ _MEANING: dict[str, Callable[[Any], bool]] = {
     "peft_type": lambda value: value in ("LORA", adalora_file.KIND),
     "bias": lambda value: value in ("none", "all", "lora_only", None),
     "modules_to_save": _names,
+    "target_parameters": _names,
     "trainable_token_indices": _token_rows,
     "init_lora_weights": _keeps_the_base,
     # another layer, or another way of computing it
-    "lora_bias": _unset, "target_parameters": _unset, "layer_replication": _unset, "megatron_config": _unset,
+    "lora_bias": _unset, "layer_replication": _unset, "megatron_config": _unset,
     "use_qalora": _unset, "alora_invocation_tokens": _unset, "arrow_config": _unset, "kasa_config": _unset,
     "use_bdlora": _unset, "monteclora_config": _unset,
 }

@@ -2,6 +2,7 @@
 
     <module>.lora_A.weight, .lora_B.weight                 a pair; (r, in, k…) for a convolution
     <module>.lora_embedding_A, .lora_embedding_B           a pair of an embedding, (r, V) and (d, r)
+    <module>[.base_layer].lora_A.weight, .lora_B.weight    the experts of a parameter; see `core.expert_names`
     <module>.lora_magnitude_vector                         DoRA's lengths
     <module>.token_adapter.trainable_tokens_delta          rows of single tokens, (n, d)
     <module>.base_layer.weight                             the frozen embedding, which PEFT writes beside its adapter
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 from core.errors import AdapterError
+from core.expert_names import expert_name, parameter_names
+from core.lora.expert_layout import from_file
 from core.patterns import pattern_value
 
 PREFIX = "base_model.model."
@@ -106,8 +109,11 @@ def sort_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where
         else:
             kind = contents.frozen if frozen["name"] == "weight" else contents.parameters
             kind[f"{frozen['module']}.{frozen['name']}"] = tensor
+    experts = parameter_names(parts, config, where)
     for module, found in parts.items():
-        if _TOKENS in found:
+        if module in experts:
+            contents.pairs |= _expert_pairs(experts[module], module, found, config, where)
+        elif _TOKENS in found:
             contents.rows[module] = _rows(module, found, config, where)
         else:
             contents.pairs[module] = _pair(module, found, config, where)
@@ -137,6 +143,32 @@ def _rows(module: str, found: dict[str, Tensor], config: Mapping[str, Any], wher
     return TokenRows(tuple(given), values)
 
 
+def _expert_pairs(parameter: str, module: str, found: dict[str, Tensor], config: Mapping[str, Any],
+                  where: str) -> dict[str, LoraPair]:
+    """The update of every expert of a parameter, named "….experts.down_proj.3"."""
+    if set(found) != {"lora_A.weight", "lora_B.weight"}:
+        raise AdapterError(f"The adapter in {where} holds only half of {module}.", "The file is incomplete.")
+    rank, scale = _rank_and_scale(parameter, config, where)
+    lora_a, lora_b = found["lora_A.weight"], found["lora_B.weight"]
+    stacks = from_file(lora_a, lora_b, rank)
+    if stacks is None:
+        raise AdapterError(f"The adapter in {where} says rank {rank} for the experts of {parameter} but holds "
+                           f"A {tuple(lora_a.shape)} and B {tuple(lora_b.shape)}.")
+    return {expert_name(parameter, number): LoraPair(own_a, own_b, scale)
+            for number, (own_a, own_b) in enumerate(zip(*stacks, strict=True))}
+
+
+def _rank_and_scale(name: str, config: Mapping[str, Any], where: str) -> tuple[int, float]:
+    rank = int(pattern_value(config.get("rank_pattern"), name, config.get("r", 0)))
+    alpha = float(pattern_value(config.get("alpha_pattern"), name, config.get("lora_alpha", 0)))
+    if rank < 1:
+        raise AdapterError(f"The adapter in {where} says rank {rank} for {name}.")
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    if not math.isfinite(scale):
+        raise AdapterError(f"The adapter in {where} has an alpha that is not finite.")
+    return rank, scale
+
+
 def _pair(module: str, found: dict[str, Tensor], config: Mapping[str, Any], where: str) -> LoraPair:
     embedding = "lora_embedding_A" in found or "lora_embedding_B" in found
     names = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
@@ -145,15 +177,11 @@ def _pair(module: str, found: dict[str, Tensor], config: Mapping[str, Any], wher
         raise AdapterError(f"The adapter in {where} holds only half of {module}.", "The file is incomplete.")
     lora_a, lora_b = found[names[0]], found[names[1]]
     kernel = tuple(lora_a.shape[2:])
-    rank = int(pattern_value(config.get("rank_pattern"), module, config.get("r", 0)))
+    rank, scale = _rank_and_scale(module, config, where)
     if lora_a.ndim < 2 or lora_b.ndim != lora_a.ndim or not lora_a.shape[0] == lora_b.shape[1] == rank \
             or lora_b.shape[2:].numel() != 1:
         raise AdapterError(f"The adapter in {where} says rank {rank} for {module} but holds "
                            f"A {tuple(lora_a.shape)} and B {tuple(lora_b.shape)}.")
-    alpha = float(pattern_value(config.get("alpha_pattern"), module, config.get("lora_alpha", 0)))
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    if not math.isfinite(scale):
-        raise AdapterError(f"The adapter in {where} has an alpha that is not finite.")
     magnitude = found.get(_MAGNITUDE)
     if magnitude is not None and (magnitude.shape != lora_b.shape[:1] or embedding or kernel):
         raise AdapterError(f"The adapter in {where} has a magnitude of {tuple(magnitude.shape)} for {module}, which "

@@ -1,0 +1,107 @@
+"""What a run trains beside the low-rank updates: biases, whole modules, and rows of new tokens."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from core.beside import token_places, trained_whole
+from core.config import LowRankConfig, PatternedConfig
+from core.errors import AdapterError
+from core.events import ModuleInfo
+from core.lora.inject import lora_layers, module_table
+from core.lora.method import Material, Method, ParameterGroup
+from core.lora.token_rows import TokenEmbedding, TokenHead, put_rows, token_modules
+from core.lora.whole import WholeParameter, frozen_value, put_whole, trained_parameters, unwrapped, whole_parameters
+
+
+class Beside(Method):
+    """The options that stand beside the updates of any low-rank method; their tensors are in the same file."""
+
+    def __init__(self, adapter: LowRankConfig) -> None:
+        self.adapter = adapter
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    def install(self, model: PreTrainedModel, material: Material) -> None:
+        """Behind the updates. Raises AdapterError where something does not fit this model."""
+        modules = module_table(model)
+        targets = [module for module in modules if module.name in lora_layers(model)]
+        _install_whole(model, modules, targets, self.adapter)
+        places = token_places(modules, self.adapter)
+        if places and isinstance(self.adapter, PatternedConfig):
+            assert material.tokenizer is not None, "new tokens need the tokenizer that has them"
+            self._tokenizer = material.tokenizer
+            _install_tokens(model, places, self.adapter.new_tokens, material.tokenizer)
+
+    def groups(self, model: PreTrainedModel) -> list[ParameterGroup]:
+        """The whole parameters, and the rows of tokens."""
+        rows = {f"{name}.values": module.values for name, module in token_modules(model).items()
+                if module.values is not None}
+        return [ParameterGroup(trained_parameters(whole_parameters(model))), ParameterGroup(rows)]
+
+    def write(self, folder: Path, model: PreTrainedModel, dtype: torch.dtype, base_name: str,
+              origin: dict[str, Any]) -> None:
+        """The tokenizer that has the new tokens; the tensors are written with the updates."""
+        if self._tokenizer is not None:
+            self._tokenizer.save_pretrained(folder)
+
+
+def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Teach `tokenizer` the new tokens.
+
+    Raises:
+        AdapterError: an empty one, or one that it has already.
+    """
+    for token in tokens:
+        if not token.strip():
+            raise AdapterError("A new token is empty.", "Leave it out.")
+    known = [token for token in tokens if token in tokenizer.get_vocab()]
+    if known:
+        raise AdapterError(f"{known[0]!r} is a token of this model already.",
+                           "Leave it out of the new tokens; its row is trained with the embedding.")
+    if tokens and tokenizer.add_tokens(list(tokens), special_tokens=True) != len(tokens):
+        raise AdapterError("Some of the new tokens could not be added to the tokenizer.", "Name each of them once.")
+
+
+def _install_whole(model: nn.Module, modules: Sequence[ModuleInfo], targets: Sequence[ModuleInfo],
+                   adapter: LowRankConfig) -> None:
+    put: dict[str, WholeParameter] = {}
+    for each in trained_whole(modules, targets, adapter):
+        owner = unwrapped(model.get_submodule(each.module))
+        put[each.name] = put.get(each.shared_with) or WholeParameter(frozen_value(owner, each.parameter))
+    for name, whole in put.items():
+        put_whole(model, name, whole)
+
+
+def _install_tokens(model: PreTrainedModel, places: Sequence[ModuleInfo], tokens: Sequence[str],
+                    tokenizer: PreTrainedTokenizerBase) -> None:
+    """Each new row begins as the mean of the rows of the tokens that the text was before."""
+    ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
+    pieces = [_old_pieces(tokenizer, token, set(ids)) for token in tokens]
+    embedding: TokenEmbedding | None = None
+    for place in sorted(places, key=lambda place: not place.is_input_embedding):
+        base = model.get_submodule(place.name)
+        weight = frozen_value(unwrapped(base))
+        values = torch.stack([_mean_row(weight, piece) for piece in pieces])
+        if place.is_input_embedding:
+            embedding = TokenEmbedding(base, ids, values)
+            put_rows(model, place.name, embedding)
+        else:
+            put_rows(model, place.name, TokenHead(base, ids, values))
+    head = next((module for module in module_table(model) if module.is_output_head and module.tied_to), None)
+    if head is not None and embedding is not None:
+        put_rows(model, head.name, TokenHead(model.get_submodule(head.name), ids, None, embedding))
+
+
+def _mean_row(weight: Tensor, pieces: Sequence[int]) -> Tensor:
+    rows = weight[list(pieces)] if pieces else weight
+    return rows.float().mean(dim=0)
+
+
+def _old_pieces(tokenizer: PreTrainedTokenizerBase, token: str, new: set[int]) -> list[int]:
+    """The tokens of the words in `token`, read as they were before it was one token."""
+    words = " ".join("".join(sign if sign.isalnum() else " " for sign in token).split())
+    return [piece for piece in tokenizer.encode(words, add_special_tokens=False) if piece not in new]

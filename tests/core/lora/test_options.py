@@ -1,0 +1,147 @@
+"""LoRA's own options against peft: biases, whole modules, embeddings and heads, tied or not, patterns, tokens."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import build_tiny
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from core.config import LoraConfig, RunConfig
+from core.lora.adaptation import Adaptation
+from core.lora.adapter_file import read_adapter, save_adapter
+from core.lora.attach import load_adapter
+from core.lora.inject import adapter_disabled, lora_layers, remove
+from core.lora.method import Material
+from core.models.load import load_model
+
+IDS = torch.arange(20, 60)[None]
+# name: (family, our fields, peft's fields)
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "biases of all": ("gpt2", {"target_modules": ("c_attn",), "bias": "all"},
+                      {"target_modules": ["c_attn"], "bias": "all"}),
+    "biases of the targets": ("qwen2", {"target_modules": ("q_proj", "v_proj"), "bias": "lora_only"},
+                              {"target_modules": ["q_proj", "v_proj"], "bias": "lora_only"}),
+    "biases of a fused layer": ("gpt_neox", {"target_modules": ("query_key_value",), "bias": "lora_only"},
+                                {"target_modules": ["query_key_value"], "bias": "lora_only"}),
+    "untied head and norms whole": (
+        "qwen3", {"target_modules": ("q_proj",), "modules_to_save": ("lm_head", "input_layernorm")},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "input_layernorm"]}),
+    "the last norm alone": ("llama", {"target_modules": ("q_proj",), "modules_to_save": ("model.norm",)},
+                            {"target_modules": ["q_proj"], "modules_to_save": ["model.norm"]}),
+    "a whole mlp": ("mistral", {"target_modules": ("q_proj",), "modules_to_save": ("layers.1.mlp",)},
+                    {"target_modules": ["q_proj"], "modules_to_save": ["layers.1.mlp"]}),
+    "tied head whole, parted": ("llama", {"target_modules": ("q_proj",), "modules_to_save": ("lm_head",)},
+                                {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    "tied embedding whole, kept tied": (
+        "llama", {"target_modules": ("q_proj",), "modules_to_save": ("embed_tokens",), "ensure_weight_tying": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}),
+    "tied embedding": ("llama", {"target_modules": ("q_proj", "embed_tokens")},
+                       {"target_modules": ["q_proj", "embed_tokens"]}),
+    "tied head": ("qwen2", {"target_modules": ("q_proj", "lm_head")}, {"target_modules": ["q_proj", "lm_head"]}),
+    "both of a tied pair, parted": ("llama", {"target_modules": ("embed_tokens", "lm_head")},
+                                    {"target_modules": ["embed_tokens", "lm_head"]}),
+    "tied pair kept tied": ("llama", {"target_modules": ("q_proj", "embed_tokens"), "ensure_weight_tying": True},
+                            {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}),
+    "untied embedding and head": ("qwen3", {"target_modules": ("q_proj", "embed_tokens", "lm_head")},
+                                  {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
+    "scaled embedding": ("gemma3", {"target_modules": ("q_proj", "embed_tokens")},
+                         {"target_modules": ["q_proj", "embed_tokens"]}),
+    "gpt2 embeddings": ("gpt2", {"target_modules": ("wte", "wpe", "c_attn")},
+                        {"target_modules": ["wte", "wpe", "c_attn"]}),
+    "patterns": ("llama", {"target_modules": "all-linear", "rank_pattern": {r".*\.[01]\.mlp\..*": 2, "q_proj": 3},
+                           "alpha_pattern": {"layers.2.self_attn.(q|k)_proj": 5.0}, "rslora": True},
+                 {"target_modules": "all-linear", "rank_pattern": {r".*\.[01]\.mlp\..*": 2, "q_proj": 3},
+                  "alpha_pattern": {"layers.2.self_attn.(q|k)_proj": 5.0}, "use_rslora": True}),
+    "a preset and an embedding": ("llama", {"target_modules": ("q-v", "embed_tokens")},
+                                  {"target_modules": ["q_proj", "v_proj", "embed_tokens"]}),
+    "a regular expression": ("llama", {"target_modules": r".*\.1\..*(up|down)_proj"},
+                             {"target_modules": r".*\.1\..*(up|down)_proj"}),
+}
+
+
+def install(base: Path, fields: dict[str, Any], seed: int = 0) -> tuple[PreTrainedModel, LoraConfig, Adaptation]:
+    """Our adapter on the base of a folder."""
+    adapter = LoraConfig(rank=4, alpha=6.0, **fields)
+    model = load_model(base, torch.device("cpu"), torch.float32)
+    adaptation = Adaptation(RunConfig(adapter=adapter))
+    adaptation.install(model, Material([], seed))
+    return model, adapter, adaptation
+
+
+def shake(parameters: dict[str, nn.Parameter] | dict[str, Tensor]) -> None:
+    """Move every trained number, as if it had been trained."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+def reference_of(base: Path) -> PreTrainedModel:
+    """The base as transformers loads it."""
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+
+
+def peft_model(base: Path, fields: dict[str, Any]) -> Any:
+    """Peft's adapter on the base of a folder, its numbers moved."""
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+
+    config = PeftConfig(r=4, lora_alpha=6, task_type="CAUSAL_LM", **fields)
+    model = get_peft_model(reference_of(base), config).eval()
+    shake({name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad})
+    return model
+
+
+def logits_of(model: Any) -> Tensor:
+    """Of fixed tokens, without a gradient."""
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def gradients(model: Any) -> float:
+    """The norm of the gradient of a loss by everything that is trained, as one number."""
+    loss = torch.nn.functional.cross_entropy(model(IDS).logits[0, :-1], IDS[0, 1:])
+    loss.backward()
+    seen = {id(parameter): parameter for parameter in model.parameters() if parameter.grad is not None}
+    return float(torch.stack([parameter.grad.double().square().sum() for parameter in seen.values()]).sum().sqrt())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ours_to_peft(case: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    family, fields, _ = CASES[case]
+    base = build_tiny(family, tmp_path / "base")
+    model, adapter, adaptation = install(base, fields)
+    torch.testing.assert_close(logits_of(model), logits_of(reference_of(base)), rtol=0, atol=1e-5)
+    shake(adaptation.parameters(model))
+    save_adapter(tmp_path / "adapter", model, adapter, str(base))
+    reference = PeftModel.from_pretrained(reference_of(base), tmp_path / "adapter", is_trainable=True).eval()
+    torch.testing.assert_close(logits_of(model), logits_of(reference), rtol=0, atol=1e-5)
+    if not fields.get("ensure_weight_tying"):  # where peft holds two parameters on the same numbers
+        torch.testing.assert_close(gradients(model), gradients(reference), rtol=1e-5, atol=0)
+    fresh = load_model(base, torch.device("cpu"), torch.float32)
+    load_adapter(tmp_path / "adapter", fresh)
+    torch.testing.assert_close(logits_of(fresh), logits_of(model), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_peft_to_ours(case: str, tmp_path: Path) -> None:
+    family, _, fields = CASES[case]
+    base = build_tiny(family, tmp_path / "base")
+    reference = peft_model(base, fields)
+    reference.save_pretrained(tmp_path / "adapter")
+    model = load_model(base, torch.device("cpu"), torch.float32)
+    before = logits_of(model)
+    load_adapter(tmp_path / "adapter", model)
+    torch.testing.assert_close(logits_of(model), logits_of(reference), rtol=0, atol=1e-5)
+    with adapter_disabled(model):
+        assert torch.equal(logits_of(model), before)
+    remove(model)
+    assert torch.equal(logits_of(model), before)
+    assert not lora_layers(model)
+    assert not any("parametrizations" in name for name, _ in model.named_parameters())
