@@ -46,6 +46,16 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def model(self) -> Path:
+        """What full fine-tuning leaves instead: a whole model."""
+        return self.path / "model"
+
+    @property
+    def final(self) -> Path:
+        """What the run has learned: its model where there is one, else its adapter."""
+        return self.model if self.model.is_dir() else self.adapter
+
+    @property
     def lock_path(self) -> Path:
         """Held by the process that trains this run."""
         return self.path / ".lock"

@@ -24,7 +24,7 @@ from core.training.optim import optimizer_tensors, restore_optimizer
 from core.training.setup import Setup
 
 MANIFEST_NAME = "manifest.json"
-_OPTIMIZER_NAME = "optimizer.safetensors"
+OPTIMIZER_NAME = "optimizer.safetensors"
 _STATE_NAME = "state.json"
 _VALUE = "value"
 _STATE_PREFIX = "method."
@@ -54,7 +54,7 @@ def save_checkpoint(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimiz
         with files.replaced_folder(folder) as temporary:
             base = str(setup.model_path)
             setup.adaptation.write(temporary, setup.model, torch.float32, base, setup.origin)
-            write_tensors(temporary / _OPTIMIZER_NAME, _trained_tensors(setup, optimizer) | _random_states())
+            write_tensors(temporary / OPTIMIZER_NAME, _trained_tensors(setup, optimizer) | _random_states())
             files.write_text(temporary / _STATE_NAME, json.dumps(asdict(position)))
             _write_manifest(temporary)
     except OSError as error:
@@ -87,8 +87,8 @@ def _random_states() -> dict[str, Tensor]:
 
 
 def _write_manifest(folder: Path) -> None:
-    entries = {path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
-               for path in sorted(folder.iterdir())}
+    entries = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+               for path in sorted(folder.rglob("*")) if path.is_file()}
     files.write_text(folder / MANIFEST_NAME, json.dumps(entries, indent=2) + "\n")
 
 
@@ -97,8 +97,9 @@ def damage(folder: Path) -> str:
     try:
         entries = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
         for name, entry in entries.items():
-            path = folder / Path(name).name
-            if path.stat().st_size != entry["bytes"] or files.sha256(path) != entry["sha256"]:
+            path = (folder / name).resolve()
+            whole = path.is_relative_to(folder.resolve()) and path.stat().st_size == entry["bytes"]
+            if not whole or files.sha256(path) != entry["sha256"]:
                 return f"{path} is not what was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{folder / MANIFEST_NAME} can not be used ({type(error).__name__})"
@@ -131,7 +132,7 @@ def restore_checkpoint(folder: Path, setup: Setup, optimizer: torch.optim.Optimi
         DataError: the training rows are others.
         AdapterError: the run file has other adapter settings than the checkpoint.
     """
-    tensors = load_file(folder / _OPTIMIZER_NAME)
+    tensors = load_file(folder / OPTIMIZER_NAME)
     _require_same_run(folder, tensors, setup)
     parameters = setup.adaptation.parameters(setup.model)
     with torch.no_grad():

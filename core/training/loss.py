@@ -1,7 +1,7 @@
 """Cross-entropy where there is a label, without ever holding all logits at once.
 
-The output head is frozen, so its weight needs no gradient: each chunk's logits are turned into the
-gradient of the hidden states while they are there, and are then gone.
+Each chunk's logits are turned into the gradients of the hidden states, and of the head where it is
+trained, while they are there, and are then gone.
 """
 
 from typing import Any, Protocol
@@ -22,29 +22,38 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         rows = max(1, CHUNK_LOGITS // weight.shape[0])
         total = hidden.new_zeros((), dtype=torch.float32)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        learns = any(ctx.needs_input_grad[:3])
         for start in range(0, len(labels), rows):
             part = slice(start, start + rows)
             logits = F.linear(hidden[part], weight, bias).float()  # (rows, V)
             if softcap is not None:
                 logits.div_(softcap).tanh_().mul_(softcap)
-            slope = None if softcap is None or grad is None else 1 - (logits / softcap).square()
+            slope = None if softcap is None or not learns else 1 - (logits / softcap).square()
             log_sum = torch.logsumexp(logits, dim=-1)
             total += (log_sum - logits.gather(1, labels[part, None])[:, 0]).sum()
-            if grad is None:
+            if not learns:
                 continue
             # d loss / d logits = softmax - one_hot, written over the logits
             logits.sub_(log_sum[:, None]).exp_()
             logits.scatter_add_(1, labels[part, None], logits.new_full((len(logits), 1), -1.0))
             if slope is not None:
                 logits.mul_(slope)
-            grad[part] = logits.to(weight.dtype) @ weight
-        ctx.save_for_backward(grad)
+            logits = logits.to(weight.dtype)
+            if grad is not None:
+                grad[part] = logits @ weight
+            if grad_weight is not None:
+                grad_weight.addmm_(logits.T, hidden[part])
+            if grad_bias is not None:
+                grad_bias += logits.sum(dim=0)
+        ctx.save_for_backward(grad, grad_weight, grad_bias)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = ctx.saved_tensors
-        return grad * grad_outputs[0].to(grad.dtype), None, None, None, None
+        found = [None if grad is None else grad * grad_outputs[0].to(grad.dtype) for grad in ctx.saved_tensors]
+        return *found, None, None
 
 
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor,
@@ -53,8 +62,8 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, l
 
     Args:
         hidden: (S, d) states that predict.
-        weight: (V, d), frozen.
-        bias: (V,) or None, frozen.
+        weight: (V, d), of the head; it may be trained.
+        bias: (V,) or None.
         labels: (S,) token ids.
         softcap: bound of the logits (Gemma 2), or None.
     """

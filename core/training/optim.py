@@ -20,14 +20,14 @@ def make_optimizer(groups: list[dict[str, Any]], config: RunConfig, device: torc
     """
     training = config.training
     name = config.adapter.optimizer if isinstance(config.adapter, QLoraConfig) else "adamw"
-    options = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+    rate, decay = training.learning_rate, training.weight_decay
     if name == "adamw":
-        return torch.optim.AdamW(groups, **options)
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
     if device.type != "cuda":
         raise CoreError(f"The optimizer {name} needs CUDA, this run computes on {device}.",
                         "Choose adamw as the optimizer.")
     kinds = bitsandbytes().optim
-    return (kinds.AdamW8bit if name == "adamw-8bit" else kinds.PagedAdamW)(groups, **options)
+    return (kinds.AdamW8bit if name == "adamw-8bit" else kinds.PagedAdamW)(groups, lr=rate, weight_decay=decay)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:

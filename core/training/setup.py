@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from core.config import RunConfig
+from core.config import FullConfig, RunConfig
 from core.control import Control
 from core.data.batching import Batch, pack, pad
 from core.data.prepare import prepare_rows
@@ -70,7 +70,9 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
     tokenizer = load_tokenizer(path)
     prepared = yield from prepare_rows(config.data, tokenizer, config.training.seed, control)
     device = resolve_device(config.training.device)
-    dtype = resolve_dtype(config.training.dtype, device)
+    # full fine-tuning: small steps would be lost in 16-bit weights
+    whole = isinstance(config.adapter, FullConfig) and config.training.dtype == "auto"
+    dtype = resolve_dtype("fp32" if whole else config.training.dtype, device)
     yield Progress("Loading the model", 0, 0)
     quantisation = quantisation_of(config.adapter, dtype)
     model = load_model(path, device, dtype, quantisation)

@@ -7,8 +7,8 @@ from typing import Any
 
 from core import files
 from core.errors import ModelError
-from core.export.shards import INDEX_NAME
 from core.models.json_file import read_object
+from core.models.safety import WEIGHTS_INDEX
 
 _KEPT_SUFFIXES = frozenset({".json", ".jinja", ".txt", ".model", ".tiktoken"})
 _KEPT_NAMES = ("LICENSE", "NOTICE", "USE_POLICY")
@@ -17,7 +17,7 @@ _LONG_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 # written anew, describing other weights, or no part of a model
 _LEFT_OUT = frozenset({"config.json", "workbench.json", "receipt.json", "adapter_config.json", "trainer_state.json",
-                       "training_args.json", INDEX_NAME})
+                       "training_args.json", WEIGHTS_INDEX})
 _MAX_CONFIG_BYTES = 4 * 2**20
 
 
