@@ -11,7 +11,7 @@ from app import theme
 from app.plot_group import PlotGroup
 from app.plots import StepPlot
 from app.series import DEFAULT_SMOOTHING, Series, as_csv
-from app.widgets import button, label, plain_tip, row
+from app.widgets import label, plain_tip, row
 from core import files
 from core.errors import describe
 
@@ -42,6 +42,57 @@ def save_table(columns: dict[str, Series], path: Path) -> None:
     files.write_text(path, as_csv(columns))
 
 
+class SaveButton(QPushButton):
+    """Saves what is shown as a picture or a table, where the person says.
+
+    Args:
+        picture: the widget that is saved as a picture.
+        write_table: writes the numbers; may raise OSError.
+        name: gives the proposed file name, without its ending.
+
+    Signals: `told(str, bool)`: what came of it, and whether it failed; `saved(Path)`.
+    """
+
+    told = Signal(str, bool)
+    saved = Signal(object)
+
+    def __init__(self, picture: QWidget, write_table: Callable[[Path], None], name: Callable[[], str]) -> None:
+        super().__init__()
+        self._picture, self._write_table, self._name = picture, write_table, name
+        _make_small(self, "download-simple", "Save the plot as a picture or a table")
+        self.setFixedWidth(54)
+        menu = QMenu(self)
+        menu.addAction("Picture (PNG)…", self.ask_picture)
+        menu.addAction("Table (CSV)…", self.ask_table)
+        self.setMenu(menu)
+
+    @Slot()
+    def ask_picture(self) -> None:
+        """Ask where, and write a PNG."""
+        self._save("Save picture", "png", "Pictures (*.png)", lambda path: save_picture(self._picture, path))
+
+    @Slot()
+    def ask_table(self) -> None:
+        """Ask where, and write a CSV."""
+        self._save("Save table", "csv", "Tables (*.csv)", self._write_table)
+
+    def _save(self, title: str, ending: str, kinds: str, write: Callable[[Path], None]) -> None:
+        chosen, _ = QFileDialog.getSaveFileName(self, title, f"{self._name()}.{ending}", kinds)
+        if not chosen:
+            return
+        path = Path(chosen)
+        if path.suffix.lower() != f".{ending}":
+            path = path.with_name(f"{path.name}.{ending}")
+        try:
+            write(path)
+        except OSError as error:
+            words = describe(error)
+            self.told.emit(f"{words.message} {words.hint}", True)
+            return
+        self.told.emit(f"Saved {path.name}.", False)
+        self.saved.emit(path)
+
+
 class PlotTools(QWidget):
     """The row of tools above a plot.
 
@@ -59,7 +110,7 @@ class PlotTools(QWidget):
     def __init__(self, group: PlotGroup, main: StepPlot, picture: QWidget,
                  columns: Callable[[], dict[str, Series]], name: Callable[[], str]) -> None:
         super().__init__()
-        self._group, self._main, self._picture, self._columns, self._name = group, main, picture, columns, name
+        self._group, self._main = group, main
         self.smoothing = QSlider(Qt.Orientation.Horizontal)
         self.smoothing.setRange(0, 100)
         self.smoothing.setValue(50)
@@ -71,9 +122,9 @@ class PlotTools(QWidget):
         self.log = QCheckBox("Log scale")
         self.log.setToolTip(plain_tip("Equal distances for equal factors: shows small losses in detail."))
         self.reset = _small("arrows-out", "Show all steps (double click in the plot)", group.reset)
-        self.save = _small("download-simple", "Save the plot as a picture or a table", None)
-        self.save.setFixedWidth(54)
-        self.save.setMenu(self._save_menu())
+        self.save = SaveButton(picture, lambda path: save_table(columns(), path), name)
+        self.save.told.connect(self.tell)
+        self.save.saved.connect(self.saved)
         self.message = label("", "help")
         self._settle = QTimer(self)
         self._settle.setSingleShot(True)
@@ -85,12 +136,6 @@ class PlotTools(QWidget):
         main.customContextMenuRequested.connect(self._context_menu)
         self.setLayout(row(label("Smoothing", "help"), self.smoothing, self._weight, self.log, self.reset, self.save))
 
-    def _save_menu(self) -> QMenu:
-        menu = QMenu(self)
-        menu.addAction("Picture (PNG)…", self._ask_picture)
-        menu.addAction("Table (CSV)…", self._ask_table)
-        return menu
-
     @Slot(QPoint)
     def _context_menu(self, place: QPoint) -> None:
         menu = QMenu(self)
@@ -99,8 +144,8 @@ class PlotTools(QWidget):
         log.toggled.connect(self.log.setChecked)
         menu.addAction(log)
         menu.addSeparator()
-        menu.addAction("Save picture (PNG)…", self._ask_picture)
-        menu.addAction("Save table (CSV)…", self._ask_table)
+        menu.addAction("Save picture (PNG)…", self.save.ask_picture)
+        menu.addAction("Save table (CSV)…", self.save.ask_table)
         menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         menu.popup(self._main.mapToGlobal(place))
 
@@ -122,40 +167,24 @@ class PlotTools(QWidget):
         self._main.set_log(log)
         self._group.redraw()
 
-    @Slot()
-    def _ask_picture(self) -> None:
-        self._save("Save picture", "png", "Pictures (*.png)", lambda path: save_picture(self._picture, path))
-
-    @Slot()
-    def _ask_table(self) -> None:
-        self._save("Save table", "csv", "Tables (*.csv)", lambda path: save_table(self._columns(), path))
-
-    def _save(self, title: str, ending: str, kinds: str, write: Callable[[Path], None]) -> None:
-        chosen, _ = QFileDialog.getSaveFileName(self, title, f"{self._name()}.{ending}", kinds)
-        if not chosen:
-            return
-        path = Path(chosen)
-        if path.suffix.lower() != f".{ending}":
-            path = path.with_name(f"{path.name}.{ending}")
-        try:
-            write(path)
-        except OSError as error:
-            words = describe(error)
-            self.tell(f"{words.message} {words.hint}", failed=True)
-            return
-        self.tell(f"Saved {path.name}.")
-        self.saved.emit(path)
-
-    def tell(self, text: str, *, failed: bool = False) -> None:
+    @Slot(str, bool)
+    def tell(self, text: str, failed: bool = False) -> None:
         """Write a line to `message`, which the page has put where there is room for it."""
         self.message.setText(text)
         self.message.setToolTip(plain_tip(text))
         theme.set_role(self.message, "error" if failed else "help")
 
 
-def _small(icon: str, tip: str, slot: Callable[[], object] | None) -> QPushButton:
-    made = button("", slot, icon=icon, tip=tip)
+def _small(icon: str, tip: str, slot: Callable[[], object]) -> QPushButton:
+    made = QPushButton()
+    made.clicked.connect(lambda _checked: slot())
+    _make_small(made, icon, tip)
+    return made
+
+
+def _make_small(made: QPushButton, icon: str, tip: str) -> None:
+    made.setIcon(theme.icon(icon))
+    made.setToolTip(plain_tip(tip))
     made.setAccessibleName(tip)
     made.setFixedSize(42, 32)
     made.setIconSize(QSize(theme.ICON_SIZE, theme.ICON_SIZE))
-    return made

@@ -170,11 +170,11 @@ def test_picture_and_table_are_saved_whole(qtbot: QtBot, tmp_path: Path, monkeyp
     tools = PlotTools(group, plot, window, lambda: {"loss": series}, lambda: "run")
     qtbot.addWidget(tools)
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(tmp_path / "b"), ""))
-    tools._ask_table()
+    tools.save.ask_table()
     assert (tmp_path / "b.csv").exists() and tools.message.text() == "Saved b.csv."
     (tmp_path / "file").write_text("x")
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(tmp_path / "file" / "c.png"), ""))
-    tools._ask_picture()
+    tools.save.ask_picture()
     assert tools.message.property("role") == "error" and tools.message.text()
 
 
