@@ -6,7 +6,7 @@ from pydantic.fields import FieldInfo
 from PySide6.QtCore import QLocale
 from PySide6.QtWidgets import QDoubleSpinBox, QLineEdit, QSpinBox
 
-from app.field_editor import FieldEditor, limits
+from app.field_editor import FieldEditor, extra, limits
 from app.number_boxes import SMALL, ScientificBox, ShortBox
 from app.widgets import spin_margin
 
@@ -46,7 +46,7 @@ class OptionalIntEditor(FieldEditor):
     def __init__(self, info: FieldInfo) -> None:
         super().__init__(info)
         self._line = QLineEdit()
-        self._line.setPlaceholderText("none")
+        self._line.setPlaceholderText(extra(info).get("empty") or "none")
         self._line.setFixedWidth(120)
         self._line.textEdited.connect(self._edited)
         self._place(self._line)

@@ -18,7 +18,7 @@ from app import theme
 from app.widgets import button, plain_tip, row
 from core import words
 from core.adapter_shapes import trained_parameters
-from core.config import TARGET_PRESETS, LoraConfig, TargetedConfig
+from core.config import TARGET_PRESETS, FullConfig, LoraConfig, TargetedConfig
 from core.errors import AdapterError
 from core.events import ModuleInfo
 from core.targets import ADAPTABLE, select_targets
@@ -150,11 +150,17 @@ class TargetTree(QWidget):
         for number, members in enumerate(self._groups.values()):
             top = self.tree.topLevelItem(number)
             for module in members:
-                self._items[module.name].setText(2, f"{trained_parameters([module], self._adapter):,}")
+                self._items[module.name].setText(2, f"{self._trained([module]):,}")
             if top is not None:
                 ticked = [member for member in members if self._is_ticked(member.name)]
-                added = trained_parameters(ticked, self._adapter)
+                added = self._trained(ticked)
                 top.setText(2, words.count(added) if added else "")
+
+    def _trained(self, modules: list[ModuleInfo]) -> int:
+        """Numbers that are trained in these modules."""
+        if isinstance(self._adapter, FullConfig):
+            return sum(module.parameters for module in modules)
+        return trained_parameters(modules, self._adapter)
 
     def _is_ticked(self, name: str) -> bool:
         return self._items[name].checkState(0) == Qt.CheckState.Checked

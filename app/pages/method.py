@@ -11,7 +11,7 @@ from app.model_card import estimated, parts
 from app.target_tree import TargetTree
 from app.widgets import Card, ElidedLabel, EmptyState, ProblemLine, UsageBar, plain_tip, scrolled
 from core import words
-from core.config import AdapterConfig, RunConfig, TargetConfig
+from core.config import AdapterConfig, FullConfig, RunConfig, TargetConfig
 from core.estimate import Estimate, advice
 from core.events import ModelCard
 
@@ -162,7 +162,8 @@ class MethodPage(QWidget):
             return
         total = machine.memory_bytes()
         self.live.set_text(live_line(found))
-        self.memory_text.set_text(f"Adapter file {words.size(found.adapter_bytes)} · memory about "
+        file = "Model files" if isinstance(self._draft.config.adapter, FullConfig) else "Adapter file"
+        self.memory_text.set_text(f"{file} {words.size(found.adapter_bytes)} · memory about "
                                   f"{words.memory(found.memory_bytes)} of {words.memory(total)}")
         self.memory_bar.set_share(found.memory_bytes / total)
         for widget in (self.memory_bar, self.memory_text):

@@ -23,7 +23,7 @@ class TargetConfig(Section):
         group="Adapter", more=True, ge=0, le=10000)
     last_layer: int | None = option(
         None, "Last layer", "Layers above this one stay as they are; empty means the top.",
-        group="Adapter", more=True, ge=0, le=10000)
+        group="Adapter", more=True, empty="top", ge=0, le=10000)
     save_dtype: SaveDtype = option(
         "fp32", "Saved as", "Number type of the adapter file; fp32 is exact, 16-bit is half the size.",
         group="Adapter", more=True)
@@ -159,7 +159,7 @@ class AdaLoraConfig(LowRankConfig):
         group="Adapter", choices_text={"adalora": "AdaLoRA"})
     initial_rank: int | None = option(
         None, "Initial rank", "The rank of every matrix at the start; empty means 1.5 times the rank.",
-        group="Adapter", ge=1, le=1536)
+        group="Adapter", empty="1.5 × rank", ge=1, le=1536)
     budget_start: float = option(
         0.1, "Pruning from", "Share of the steps before the first rank is taken away.",
         group="Adapter", more=True, ge=0.0, lt=1.0)

@@ -16,7 +16,7 @@ SaveDtype = Annotated[Literal["fp32", "bf16", "fp16"], BeforeValidator(_short_dt
 
 
 def option(default: Any, title: str, description: str, *, group: str = "", unit: str = "",
-           more: bool = False, choices_text: dict[str, str] | None = None, **limits: Any) -> Any:
+           more: bool = False, choices_text: dict[str, str] | None = None, empty: str = "none", **limits: Any) -> Any:
     """A config field: its default, words, limits and place in the form, in one declaration.
 
     Args:
@@ -27,9 +27,10 @@ def option(default: Any, title: str, description: str, *, group: str = "", unit:
         unit: written behind the number.
         more: folded away at first.
         choices_text: words for people instead of a choice's own.
+        empty: what stands in an empty field that may be empty.
         limits: pydantic's (ge, gt, le, lt).
     """
-    extra = {"group": group, "unit": unit, "more": more, "choices_text": choices_text or {}}
+    extra = {"group": group, "unit": unit, "more": more, "choices_text": choices_text or {}, "empty": empty}
     return Field(default, title=title, description=description, json_schema_extra=extra, **limits)
 
 
