@@ -159,7 +159,7 @@ class AdaLoraConfig(LowRankConfig):
         group="Adapter", choices_text={"adalora": "AdaLoRA"})
     initial_rank: int | None = option(
         None, "Initial rank", "The rank of every matrix at the start; empty means 1.5 times the rank.",
-        group="Adapter", empty="1.5 × rank", ge=1, le=1536)
+        group="Adapter", empty="1.5 times", ge=1, le=1536)
     budget_start: float = option(
         0.1, "Pruning from", "Share of the steps before the first rank is taken away.",
         group="Adapter", more=True, ge=0.0, lt=1.0)
