@@ -1,11 +1,13 @@
-"""What a job is told while it runs: stop, pause, resume, checkpoint now.
+"""What a job is told while it runs: stop, pause, resume, checkpoint now, other strengths.
 
 A job polls its Control at every micro-batch, tokenised chunk and merged tensor. Any thread may
 call the request methods; the client forwards them to the engine through `subscribe`.
 """
 
+import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 
 from core.errors import Cancelled
@@ -20,6 +22,20 @@ class Command(StrEnum):
     CHECKPOINT = "checkpoint"
 
 
+@dataclass(frozen=True)
+class Strengths:
+    """New strengths of a Generate job's adapters, in the order of its `adapters`; the next token obeys them."""
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(value) for value in self.values):
+            raise ValueError("a strength must be a finite number")
+
+
+Instruction = Command | Strengths
+
+
 class Control:
     """Thread-safe requests to one running job."""
 
@@ -28,11 +44,14 @@ class Control:
         self._running = threading.Event()
         self._running.set()
         self._checkpoint = threading.Event()
-        self._listeners: list[Callable[[Command], None]] = []
+        self._strengths: Strengths | None = None
+        self._listeners: list[Callable[[Instruction], None]] = []
 
-    def send(self, command: Command) -> None:
+    def send(self, command: Instruction) -> None:
         """Apply a command here and pass it to every subscriber (the engine's client)."""
-        if command is Command.STOP:
+        if isinstance(command, Strengths):
+            self._strengths = command
+        elif command is Command.STOP:
             self._stop.set()
             self._running.set()  # a paused job must wake up to stop
         elif command is Command.PAUSE:
@@ -60,6 +79,15 @@ class Control:
         """Ask the job to save a checkpoint after the present step."""
         self.send(Command.CHECKPOINT)
 
+    def set_strengths(self, *values: float) -> None:
+        """Give the adapters of a Generate job other strengths, from its next token on."""
+        self.send(Strengths(values))
+
+    @property
+    def strengths(self) -> Strengths | None:
+        """The strengths that were sent last; None where none were sent."""
+        return self._strengths
+
     @property
     def stop_requested(self) -> bool:
         """True once a stop was asked for; it is never taken back."""
@@ -86,7 +114,7 @@ class Control:
         if self.stop_requested:
             raise Cancelled()
 
-    def subscribe(self, listener: Callable[[Command], None]) -> Callable[[], None]:
+    def subscribe(self, listener: Callable[[Instruction], None]) -> Callable[[], None]:
         """Call `listener` with every later command. Returns the function that unsubscribes."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)

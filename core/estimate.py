@@ -4,13 +4,34 @@ Plain Python without torch, quick enough to be called at every key stroke of the
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.adapter_shapes import BYTES, adapter_shapes, file_bytes, trained_parameters
-from core.config import RunConfig, TargetConfig
+from core.adalora_checks import Finding, adalora_advice, adalora_problems, method_bytes, method_words
+from core.adapter_shapes import BYTES, adapter_shapes, file_bytes
+from core.base_memory import dequantised_bytes, optimizer_part, trained_numbers, weight_bytes
+from core.config import (
+    AdaLoraConfig,
+    FullConfig,
+    LowRankConfig,
+    NoAdapterConfig,
+    PatternedConfig,
+    QLoraConfig,
+    RunConfig,
+    TargetConfig,
+)
 from core.errors import AdapterError
 from core.events import DataScanned, ModelCard, ModuleInfo
+from core.extra_shapes import (
+    extra_activation_numbers,
+    extra_files,
+    extra_parameters,
+    extra_problems,
+    lowest_extra_layer,
+)
+from core.method_problems import method_problems
+from core.start import start_problem
 from core.targets import rank_of, select_targets
 
 OPTIMIZER_BYTES = 16  # fp32 value, gradient and Adam's two moments of one trained parameter
@@ -45,6 +66,7 @@ class Estimate:
     targets: tuple[ModuleInfo, ...]
     memory: dict[str, int] = field(default_factory=dict)
     assumptions: tuple[str, ...] = ()
+    checkpoint_bytes: int = 0  # of one; some of them are kept
 
     @property
     def share(self) -> float:
@@ -63,14 +85,16 @@ def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None
     Raises:
         AdapterError: the target layers match nothing.
     """
-    targets = select_targets(card.modules, config.adapter)
-    trainable = trained_parameters(targets, config.adapter)
+    targets = _targets(config, card)
+    trainable = trained_numbers(card, targets, config.adapter) + extra_parameters(config, card.modules)
     dtype, dtype_words = _computing_dtype(config)
     tokens = _tokens_at_once(config, scan)
     memory = {
-        "weights": card.parameters * BYTES[dtype],
-        "adapter and optimizer": trainable * OPTIMIZER_BYTES,
-        "activations": tokens * _activation_bytes(card, targets, dtype),
+        "weights": weight_bytes(card, config.adapter, dtype),
+        **optimizer_part(config.adapter, trainable, OPTIMIZER_BYTES + method_bytes(config.adapter)),
+        "activations": tokens * (_activation_bytes(card, _lowest_layer(config, targets), dtype)
+                                 + 4 * extra_activation_numbers(config, card.modules))
+        + dequantised_bytes(card, config.adapter, dtype),
         "output layer": min(tokens * card.vocabulary, CHUNK_LOGITS) * 8,
         "program": PROCESS_BYTES + (CUDA_CONTEXT_BYTES if config.training.device.startswith("cuda") else 0),
     }
@@ -78,15 +102,49 @@ def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None
     return Estimate(
         trainable_parameters=trainable,
         total_parameters=card.parameters,
-        adapter_bytes=file_bytes(adapter_shapes(targets, config.adapter), config.adapter.save_dtype),
+        adapter_bytes=_adapter_bytes(config, card, targets),
+        checkpoint_bytes=_checkpoint_bytes(config, card, targets, trainable),
         targets=tuple(targets),
         memory=memory,
         assumptions=(dtype_words, f"At most {tokens:,} tokens are computed at once.",
-                     "The output layer is computed in pieces."),
+                     "The output layer is computed in pieces.", *method_words(targets, config.adapter)),
     )
 
 
+def _targets(config: RunConfig, card: ModelCard) -> list[ModuleInfo]:
+    return [] if isinstance(config.adapter, NoAdapterConfig) else select_targets(card.modules, config.adapter)
+
+
+def _adapter_bytes(config: RunConfig, card: ModelCard, targets: list[ModuleInfo]) -> int:
+    """Of the tensors in the folder that a run leaves, and its sub-folders."""
+    if isinstance(config.adapter, FullConfig):  # the whole model
+        return card.parameters * BYTES[config.adapter.save_dtype]
+    contents = [adapter_shapes(targets, config.adapter), *extra_files(config, card.modules)]
+    return sum(file_bytes(shapes, config.adapter.save_dtype) for shapes in contents if shapes)
+
+
+def _lowest_layer(config: RunConfig, targets: list[ModuleInfo]) -> int:
+    """Gradients go down to here."""
+    extra = lowest_extra_layer(config)
+    return min([module.layer for module in targets] + ([] if extra is None else [extra]), default=0)
+
+
+def _checkpoint_bytes(config: RunConfig, card: ModelCard, targets: list[ModuleInfo], trainable: int) -> int:
+    """The trained numbers with their two moments, and an adapter's own files, all in fp32."""
+    own = 0 if isinstance(config.adapter, FullConfig) else _adapter_bytes(config, card, targets)
+    return 12 * trainable + own
+
+
 def _computing_dtype(config: RunConfig) -> tuple[str, str]:
+    if isinstance(config.adapter, FullConfig):
+        return "fp32", "The weights are held and trained in fp32."
+    dtype, words = _held_dtype(config)
+    if isinstance(config.adapter, QLoraConfig):
+        return dtype, f"The linear layers are held in {config.adapter.quantisation} and computed in {dtype}."
+    return dtype, words
+
+
+def _held_dtype(config: RunConfig) -> tuple[str, str]:
     if config.training.dtype != "auto":
         return config.training.dtype, f"The base is held in {config.training.dtype}."
     if config.training.device.startswith("cuda"):
@@ -101,9 +159,8 @@ def _tokens_at_once(config: RunConfig, scan: DataScanned | None) -> int:
     return max(longest, min(PACK_TOKENS, config.training.batch_size * longest))
 
 
-def _activation_bytes(card: ModelCard, targets: list[ModuleInfo], dtype: str) -> int:
+def _activation_bytes(card: ModelCard, lowest: int, dtype: str) -> int:
     """Bytes a token leaves behind for the backward pass, in all layers from the lowest adapted one up."""
-    lowest = min((module.layer for module in targets), default=0)
     layers = card.layers - max(lowest, 0)
     width = card.hidden_size
     heads = max(card.attention_heads, 1)
@@ -133,7 +190,12 @@ def problems(config: RunConfig, card: ModelCard | None = None, scan: DataScanned
     if not config.model.path:
         found.append(Problem("model.path", "No base model is chosen.", "Choose one on the Model page."))
     found += _file_problems(config)
-    found += _layer_range_problems(config.adapter, card)
+    found += _start_problems(config)
+    found += [Problem(*told) for told in method_problems(config, card)]
+    found += _rank_choice(config, scan, adalora_problems)
+    found += [Problem(*item) for item in extra_problems(config, card.modules if card is not None else None)]
+    if not isinstance(config.adapter, NoAdapterConfig):
+        found += _layer_range_problems(config.adapter, card)
     if card is not None and not any(problem.field.startswith("adapter.") for problem in found):
         found += _target_problems(config, card)
     if scan is not None:
@@ -148,6 +210,19 @@ def _file_problems(config: RunConfig) -> list[Problem]:
             for file in config.data.train if not Path(file).exists()]
 
 
+def _start_problems(config: RunConfig) -> list[Problem]:
+    problem = start_problem(config.adapter) if isinstance(config.adapter, PatternedConfig) else None
+    return [Problem(f"adapter.{problem[0]}", problem[1], problem[2])] if problem else []
+
+
+def _rank_choice(config: RunConfig, scan: DataScanned | None,
+                 look: Callable[[AdaLoraConfig, int], list[Finding]]) -> list[Problem]:
+    if not isinstance(config.adapter, AdaLoraConfig):
+        return []
+    steps = planned_steps(config, scan) if scan is not None else 0
+    return [Problem(f"adapter.{name}", message, hint) for name, message, hint in look(config.adapter, steps)]
+
+
 def _layer_range_problems(adapter: TargetConfig, card: ModelCard | None) -> list[Problem]:
     if adapter.last_layer is not None and adapter.first_layer > adapter.last_layer:
         return [Problem("adapter.first_layer", f"The first layer ({adapter.first_layer}) is above the last one "
@@ -160,15 +235,25 @@ def _layer_range_problems(adapter: TargetConfig, card: ModelCard | None) -> list
 
 def _target_problems(config: RunConfig, card: ModelCard) -> list[Problem]:
     try:
-        targets = select_targets(card.modules, config.adapter)
+        targets = _targets(config, card)
     except AdapterError as error:
         return [Problem("adapter.target_modules", error.message, error.hint)]
+    if not isinstance(config.adapter, LowRankConfig):
+        return []
     for module in targets:
         smallest = min(module.in_features, module.out_features)
         if rank_of(module.name, config.adapter) > smallest:
-            return [Problem("adapter.rank", f"The target layer {module.name} is only {smallest:,} wide; a higher rank "
-                            "can add nothing there.", f"Choose at most {smallest:,}.")]
+            return [_rank_problem(config.adapter, module.name, smallest)]
     return []
+
+
+def _rank_problem(adapter: TargetConfig, name: str, smallest: int) -> Problem:
+    message = f"The target layer {name} is only {smallest:,} wide; a higher rank can add nothing there."
+    if isinstance(adapter, AdaLoraConfig) and adapter.initial_rank is None:
+        return Problem("adapter.rank", f"{message} AdaLoRA starts with {adapter.first_rank:,}.",
+                       f"Choose at most {max(2 * smallest // 3, 1):,}, or an initial rank of at most {smallest:,}.")
+    field = "adapter.initial_rank" if isinstance(adapter, AdaLoraConfig) else "adapter.rank"
+    return Problem(field, message, f"Choose at most {smallest:,}.")
 
 
 def _scan_problems(config: RunConfig, card: ModelCard | None, scan: DataScanned) -> list[Problem]:
@@ -181,10 +266,12 @@ def _scan_problems(config: RunConfig, card: ModelCard | None, scan: DataScanned)
     if planned_steps(config, scan) == 0:
         found.append(Problem("data.validation_fraction", "All rows are held out, none is left to train on.",
                              "Hold out a smaller share."))
-    longest = min(scan.longest, config.data.max_length)
+    row = min(scan.longest, config.data.max_length)
+    longest = row + (config.prefix.length if config.prefix is not None else 0)
     if card is not None and card.model_type in ABSOLUTE_POSITIONS and 0 < card.context_length < longest:
         found.append(Problem("data.max_length", f"This model can not read more than {card.context_length:,} tokens, "
-                             f"the longest row has {longest:,}.", f"Set it to {card.context_length:,} or less."))
+                             f"the longest row has {longest:,}{' with the prefix' if config.prefix else ''}.",
+                             f"Set it to {card.context_length - (longest - row):,} or less."))
     return found
 
 
@@ -193,6 +280,7 @@ def advice(config: RunConfig, card: ModelCard | None = None, scan: DataScanned |
     found = []
     if card is not None:
         found += _model_advice(config, card)
+    found += _rank_choice(config, scan, adalora_advice)
     if scan is not None and scan.rows:
         steps = planned_steps(config, scan)
         if 0 < steps <= config.training.warmup_steps:

@@ -80,11 +80,20 @@ class PreviewRows:
 
 
 @dataclass(frozen=True)
+class AdapterUse:
+    """An adapter folder, or a run folder for its final adapter, and how strongly its change counts (1: as trained)."""
+
+    path: Path
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
 class Generate:
     """Answer `messages` with base and tuned model -> TokenGenerated…, GenerationDone.
 
     `adapter` None: the base alone. `columns` says who answers. `messages` is one conversation
-    for each column, as (role, content) pairs.
+    for each column, as (role, content) pairs. `adapters` are added to `adapter`, which stands first
+    with strength 1; `control.Strengths` changes their strengths while the answer comes.
     """
 
     model: str
@@ -96,13 +105,47 @@ class Generate:
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
+    adapters: tuple[AdapterUse, ...] = ()
+
+    @property
+    def uses(self) -> tuple[AdapterUse, ...]:
+        """All adapters, `adapter` first."""
+        return ((AdapterUse(self.adapter),) if self.adapter is not None else ()) + self.adapters
+
+
+@dataclass(frozen=True)
+class InspectAdapter:
+    """Describe an adapter folder and find its base on this machine -> AdapterInspected, Result.
+
+    `model` names the base to compare with; "" takes the one that is found by its fingerprint, if any.
+    """
+
+    adapter: Path
+    model: str = ""
+
+
+@dataclass(frozen=True)
+class MixAdapters:
+    """Write a weighted mix of adapters of one base as a new adapter folder -> Result.
+
+    `how`: "linear" adds up A and B (equal ranks, rough), "cat" puts them side by side (exact, the ranks
+    add up), "svd" is the best of rank `rank` (0: the largest rank of the adapters).
+    """
+
+    adapters: tuple[AdapterUse, ...]
+    out: Path
+    how: Literal["linear", "cat", "svd"] = "cat"
+    rank: int = 0
+    save_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 @dataclass(frozen=True)
 class Export:
     """Write an adapter or a merged model and its receipt -> ReceiptReady, Result.
 
-    `checkpoint` names a folder below checkpoints/; "" is the run's final adapter.
+    `run_dir` is a run, or an adapter folder made elsewhere; `base` then names its base model ("": the one
+    that it names itself). `checkpoint` names a folder below checkpoints/; "" is the run's final adapter.
+    `form` "compatible" writes the adapter so that every loader reads it right.
     """
 
     run_dir: Path
@@ -112,6 +155,8 @@ class Export:
     dtype: Literal["base", "fp32", "bf16", "fp16"] = "base"
     shard_bytes: int = 0  # 0 keeps the base model's own shards
     receipt: bool = True
+    form: Literal["peft", "compatible"] = "peft"
+    base: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,7 +165,7 @@ class Unload:
 
 
 Job = (Train | Resume | ListModels | PrepareStarter | InspectModel | ImportGguf | DownloadModel | ScanData
-       | PreviewRows | Generate | Export | Unload)
+       | PreviewRows | Generate | InspectAdapter | MixAdapters | Export | Unload)
 JOB_TYPES: dict[str, type] = {kind.__name__: kind for kind in Job.__args__}
 
 

@@ -27,6 +27,11 @@ def runs_root() -> Path:
     return data_root() / "runs"
 
 
+def adapters_root() -> Path:
+    """Adapters that no run made here: mixes and imported ones, one folder each, in PEFT layout."""
+    return data_root() / "adapters"
+
+
 def cache_root() -> Path:
     """What can be made again: probe results, tokenised rows."""
     return data_root() / "cache"

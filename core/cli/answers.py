@@ -1,19 +1,19 @@
 """Asking a model from the terminal: one question, or a conversation."""
 
 import argparse
-import json
 import signal
 import sys
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from core.adapter_folder import is_adapter_folder, named_base
 from core.control import Control
 from core.engine.job_table import JobRunner
 from core.errors import AdapterError, CoreError
 from core.events import Event, GenerationDone, Note, Result, TokenGenerated
-from core.jobs import Generate
+from core.jobs import AdapterUse, Generate
 from core.runs.folder import RunFolder
 
 Turns = tuple[tuple[str, str], ...]
@@ -21,10 +21,16 @@ Turns = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class AnswerSource:
-    """Who answers: a base model, alone or with an adapter."""
+    """Who answers: a base model, alone, with an adapter, or with several."""
 
     model: str
     adapter: Path | None = None
+    others: tuple[AdapterUse, ...] = ()
+
+    @property
+    def is_tuned(self) -> bool:
+        """True where an adapter takes part."""
+        return self.adapter is not None or bool(self.others)
 
 
 def answer_source(options: argparse.Namespace) -> AnswerSource:
@@ -33,6 +39,11 @@ def answer_source(options: argparse.Namespace) -> AnswerSource:
     Raises:
         CoreError: the run has no adapter yet, or no such checkpoint.
     """
+    found = _named_source(options)
+    return replace(found, others=tuple(options.adapters))
+
+
+def _named_source(options: argparse.Namespace) -> AnswerSource:
     path = Path(options.source)
     if (path / "run.toml").is_file():
         run = RunFolder(path)
@@ -40,7 +51,7 @@ def answer_source(options: argparse.Namespace) -> AnswerSource:
     if options.checkpoint or options.compare:
         raise CoreError(f"{options.source} is not a run folder, so it has nothing to compare and no checkpoints.",
                         "Name a run folder.")
-    if (path / "adapter_config.json").is_file():
+    if is_adapter_folder(path):
         return AnswerSource(_base_of_adapter(path), path)
     return AnswerSource(str(path.resolve()) if path.exists() else options.source)
 
@@ -52,7 +63,7 @@ def _adapter_of(run: RunFolder, checkpoint: str) -> Path:
             names = ", ".join(folder.name for folder in run.checkpoint_folders()) or "none"
             raise CoreError(f"The run {run.path.name} has no checkpoint {checkpoint}.", f"It has: {names}.")
         return found
-    if (run.adapter / "adapter_config.json").is_file():
+    if is_adapter_folder(run.adapter):
         return run.adapter
     if run.checkpoint_folders():
         return run.checkpoint_folders()[-1]
@@ -60,12 +71,9 @@ def _adapter_of(run: RunFolder, checkpoint: str) -> Path:
 
 
 def _base_of_adapter(path: Path) -> str:
-    try:
-        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        base = None
-    if not isinstance(base, str) or not base:
-        raise AdapterError(f"{path / 'adapter_config.json'} does not say which base model the adapter belongs to.")
+    base = named_base(path)
+    if not base:
+        raise AdapterError(f"The adapter in {path} does not say which base model it belongs to.")
     return base
 
 
@@ -100,8 +108,8 @@ def _answer(runner: JobRunner, source: AnswerSource, options: argparse.Namespace
 
 def _generate(runner: JobRunner, source: AnswerSource, options: argparse.Namespace, turns: Turns,
               control: Control) -> Generator[Event, None, tuple[str, GenerationDone | None]]:
-    job = Generate(source.model, source.adapter, {"tuned" if source.adapter else "base": turns}, options.temperature,
-                   options.top_p, options.max_new_tokens, options.seed, options.device, options.dtype)
+    job = Generate(source.model, source.adapter, {"tuned" if source.is_tuned else "base": turns}, options.temperature,
+                   options.top_p, options.max_new_tokens, options.seed, options.device, options.dtype, source.others)
     pieces: list[str] = []
     done = None
     for event in runner(job, control):

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from core.cli import commands, texts
+from core.jobs import AdapterUse
 
 _OVERRIDE = re.compile(r"[a-z_]+\.[a-z_]+=")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)b?", re.IGNORECASE)
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(names)
     _add_resume(names)
     _add_export(names)
+    _add_mix(names)
     _add_chat(names)
     _add_inspect(names)
     _add_estimate(names)
@@ -68,6 +70,14 @@ def count(text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def adapter_use(text: str) -> AdapterUse:
+    """`runs/a=0.7` as a folder and its strength; without a strength it is 1."""
+    folder, equals, strength = text.rpartition("=")
+    if not equals or Path(text).exists():
+        return AdapterUse(Path(text))
+    return AdapterUse(Path(folder), _number_within(strength, -100.0, 100.0))
 
 
 def temperature(text: str) -> float:
@@ -123,7 +133,7 @@ def _add_resume(names: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 
 def _add_export(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = names.add_parser("export", help="take the adapter or a merged model away, with a receipt")
-    parser.add_argument("run_dir", type=Path, metavar="RUNDIR")
+    parser.add_argument("run_dir", type=Path, metavar="RUNDIR|ADAPTER")
     parser.add_argument("--to", choices=("adapter", "merged"), required=True)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
     parser.add_argument("--checkpoint", default="", metavar="NAME", help="such as step-000200 (default: the final one)")
@@ -132,7 +142,22 @@ def _add_export(names: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--shard-size", type=byte_count, default=0, metavar="SIZE",
                         help="largest weight file, such as 2GB (default: the base model's own files)")
     parser.add_argument("--no-receipt", action="store_true", help="do not load the result again to compare it")
+    parser.add_argument("--form", choices=("peft", "compatible"), default="peft",
+                        help="of an adapter: as it is, or so that vLLM and llama.cpp read it right too")
+    parser.add_argument("--base", default="", metavar="NAME|PATH", help="the base model of an adapter made elsewhere")
     _finish(parser, commands.export, texts.export)
+
+
+def _add_mix(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = names.add_parser("mix", help="write a weighted mix of adapters of one base as a new adapter")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a folder that does not exist yet")
+    parser.add_argument("adapters", type=adapter_use, nargs="+", metavar="ADAPTER=STRENGTH",
+                        help="a run or adapter folder and how strongly it counts, such as runs/a=0.7")
+    parser.add_argument("--how", choices=("linear", "cat", "svd"), default="cat",
+                        help="cat is exact and adds up the ranks; svd comes closest with --rank; linear is rough")
+    parser.add_argument("--rank", type=count, default=0, metavar="N", help="of svd (default: the largest of them)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="number type of the file")
+    _finish(parser, commands.mix, texts.mix)
 
 
 def _add_chat(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -141,6 +166,8 @@ def _add_chat(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
     parser.add_argument("--prompt", help="one question; without it a conversation begins")
     parser.add_argument("--system", default="", help="the system message")
     parser.add_argument("--compare", action="store_true", help="let the base model of the run answer as well")
+    parser.add_argument("--adapter", type=adapter_use, action="append", default=[], dest="adapters",
+                        metavar="ADAPTER=STRENGTH", help="another adapter beside it; may be given several times")
     parser.add_argument("--checkpoint", default="", metavar="NAME", help="such as step-000200 (default: the final one)")
     parser.add_argument("--temperature", type=temperature, default=0.0, help="0 always takes the most likely token")
     parser.add_argument("--top-p", type=share, default=1.0)
@@ -154,6 +181,8 @@ def _add_chat(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 def _add_inspect(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = names.add_parser("inspect", help="tell what a model, run folder or adapter is")
     parser.add_argument("path", metavar="PATH")
+    parser.add_argument("--base", default="", metavar="NAME|PATH",
+                        help="the base model to compare an adapter with (default: the one it was trained on)")
     _finish(parser, commands.inspect, texts.inspect)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from core import estimate as estimates
 from core import files
+from core.adapter_folder import is_adapter_folder
 from core.cli.answers import answer_source, converse
 from core.cli.cards import keep_card, kept_card
 from core.cli.described import describe_adapter, describe_run
@@ -23,13 +24,15 @@ from core.config import (
 from core.control import Control
 from core.engine.job_table import run_job
 from core.errors import CoreError
-from core.events import DataScanned, Event, ModelCard, ModelInspected, ModelsListed, Result
+from core.events import AdapterInspected, DataScanned, Event, ModelCard, ModelInspected, ModelsListed, Result
 from core.jobs import (
     DownloadModel,
     Export,
     ImportGguf,
+    InspectAdapter,
     InspectModel,
     ListModels,
+    MixAdapters,
     PrepareStarter,
     Resume,
     ScanData,
@@ -75,7 +78,13 @@ def resume(options: argparse.Namespace, control: Control) -> Iterator[Event]:
 def export(options: argparse.Namespace, control: Control) -> Iterator[Event]:
     """Write the adapter or the merged model, and the receipt."""
     yield from run_job(Export(options.run_dir, options.to, options.out, options.checkpoint, options.dtype,
-                              options.shard_size, not options.no_receipt), control)
+                              options.shard_size, not options.no_receipt, options.form, options.base), control)
+
+
+def mix(options: argparse.Namespace, control: Control) -> Iterator[Event]:
+    """Write a mix of adapters as a new adapter."""
+    yield from run_job(MixAdapters(tuple(options.adapters), options.out, options.how, options.rank, options.dtype),
+                       control)
 
 
 def chat(options: argparse.Namespace, control: Control) -> Iterator[Event]:
@@ -92,8 +101,12 @@ def inspect(options: argparse.Namespace, control: Control) -> Iterator[Event]:
     path = Path(options.path)
     if (path / "run.toml").is_file():
         yield Result(describe_run(RunFolder(path)))
-    elif (path / "adapter_config.json").is_file():
-        yield Result(describe_adapter(path))
+    elif is_adapter_folder(path):
+        for event in _without_result(run_job(InspectAdapter(path, options.base), control)):
+            if isinstance(event, AdapterInspected):
+                yield Result(describe_adapter(event.card))
+            else:
+                yield event
     else:
         card = yield from model_card(options.path, control)
         values = {item.name: getattr(card, item.name) for item in dataclasses.fields(card) if item.name != "modules"}

@@ -1,8 +1,9 @@
 """What `inspect` tells of a run folder and of an adapter."""
 
-from pathlib import Path
+import dataclasses
 from typing import Any
 
+from core.events import AdapterCard
 from core.runs.folder import RunFolder
 from core.runs.history import summarise
 
@@ -37,25 +38,28 @@ def describe_run(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def describe_adapter(folder: Path) -> dict[str, Any]:
-    """Rank, targets and size of an adapter, after it was validated.
-
-    Raises:
-        AdapterError: it is damaged or of a kind that can not be used.
-    """
-    from core.lora.adapter_file import WEIGHTS_NAME, read_adapter  # noqa: PLC0415 - needs torch
-
-    adapter = read_adapter(folder)
-    ranks = sorted({pair.lora_a.shape[0] for pair in adapter.pairs.values()})
+def describe_adapter(card: AdapterCard) -> dict[str, Any]:
+    """What is known of an adapter, by name, as the JSON and the text show it."""
+    ranks = sorted({module.rank for module in card.modules})
+    scales = sorted({module.scale for module in card.modules})
+    shares = [module.share for module in card.modules if module.share is not None]
     return {
         "kind": "adapter",
-        "path": str(folder),
-        "base_model": adapter.config.get("base_model_name_or_path"),
+        "path": str(card.path),
+        "method": card.method,
         "rank": ranks[0] if len(ranks) == 1 else ranks,
-        "alpha": adapter.config.get("lora_alpha"),
-        "modules": len(adapter.pairs),
-        "target_modules": adapter.config.get("target_modules"),
-        "parameters": sum(pair.lora_a.numel() + pair.lora_b.numel() for pair in adapter.pairs.values()),
-        "dtype": str(next(iter(adapter.pairs.values())).lora_a.dtype).removeprefix("torch."),
-        "adapter_bytes": (folder / WEIGHTS_NAME).stat().st_size,
+        "scale": scales[0] if len(scales) == 1 else scales,
+        "parameters": card.parameters,
+        "dtype": card.dtype,
+        "adapter_bytes": card.bytes,
+        "base_model": card.base_name,
+        "origin": card.origin,
+        "bases_here": [dataclasses.asdict(match) for match in card.bases],
+        "mean_share": sum(shares) / len(shares) if shares else None,
+        "compared_with": card.base,
+        "modules": [dataclasses.asdict(module) for module in card.modules],
+        "loaders": [dataclasses.asdict(verdict) for verdict in card.loaders],
+        "compatible_form": [dataclasses.asdict(verdict) for verdict in card.compatible],
+        "goes_on": not card.unlike,
+        "why_not": card.unlike,
     }

@@ -6,10 +6,11 @@ from typing import Any
 from core import words
 from core.cli.screen import ResultText
 
-__all__ = ["ResultText", "chat", "check_data", "demo", "estimate", "export", "init", "inspect", "models", "path",
-           "train"]
+__all__ = ["ResultText", "chat", "check_data", "demo", "estimate", "export", "init", "inspect", "mix", "models",
+           "path", "train"]
 
 _LONGEST_ANSWER = 200  # characters of an example
+_EXACT = 1e-5  # relative; what rounding to fp32 leaves
 
 
 def init(values: Mapping[str, Any]) -> str:
@@ -81,9 +82,61 @@ def path(values: Mapping[str, Any]) -> str:
     return f"{values['name']} is in the model library: {values['path']}"
 
 
+def mix(values: Mapping[str, Any]) -> str:
+    """After `mix`: what was written, and how close it is to the exact sum."""
+    error = values["relative_error"]
+    close = "It is the exact weighted sum." if error < _EXACT else f"It differs from the weighted sum by {error:.2%}."
+    return (f"A mix of rank {values['rank']} in {words.plural(values['modules'], 'module')}. {close}\n"
+            f"{words.size(values['bytes'])} in {values['path']}")
+
+
 def inspect(values: Mapping[str, Any]) -> str:
     """What a model, run folder or adapter is, a fact to a line."""
+    if values.get("kind") == "adapter":
+        return adapter(values)
     return table(_readable(name, value) for name, value in values.items() if value not in (None, "", [], ()))
+
+
+def adapter(values: Mapping[str, Any]) -> str:
+    """What an adapter is, its modules by kind, and who reads it."""
+    matches = values["bases_here"]
+    bases = ", ".join(f"{match['name']} ({_MATCHES[match['match']]})" for match in matches) or "none that fits"
+    rows = [
+        ("adapter", values["path"]), ("method", values["method"]),
+        ("size", f"{values['parameters']:,} parameters, {words.size(values['adapter_bytes'])} in {values['dtype']}"),
+        ("base model", values["base_model"] or "not told"), ("on this machine", bases), ("origin", values["origin"]),
+        *_kinds(values["modules"]),
+        *((f"read by {verdict['loader']}", f"{verdict['reads']}. {verdict['why']}") for verdict in values["loaders"]),
+    ]
+    improved = {verdict["loader"] for verdict in values["compatible_form"] if verdict["reads"] == "exactly"} - {
+        verdict["loader"] for verdict in values["loaders"] if verdict["reads"] == "exactly"}
+    if improved:
+        rows.append(("compatible form", f"`export --form compatible` is read exactly by {', '.join(sorted(improved))} "
+                                        "as well"))
+    rows.append(("training", "can go on from it" if values["goes_on"] else f"can not go on: {values['why_not']}"))
+    return table(rows)
+
+
+_MATCHES = {"same": "the one it was trained on", "fits": "its shapes fit"}
+
+
+def _kinds(modules: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
+    """A row for each kind of module: how many, rank, scale, and how strongly they change."""
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for module in modules:
+        kinds.setdefault(module["name"].rpartition(".")[2], []).append(module)
+    for kind, group in kinds.items():
+        ranks, scales = {module["rank"] for module in group}, {module["scale"] for module in group}
+        shares = [module["share"] for module in group if module["share"] is not None]
+        norms = [module["delta_norm"] for module in group if module["delta_norm"] is not None]
+        changed = f", changes the weights by {sum(shares) / len(shares):.2%}" if shares else (
+            f", norm of the change {sum(norms) / len(norms):.3g}" if norms else "")
+        yield kind, f"{len(group)} x rank {_span(ranks)}, scale {_span(scales)}{changed}"
+
+
+def _span(values: set[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
 def estimate(values: Mapping[str, Any]) -> str:

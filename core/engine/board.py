@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core import events, jobs
-from core.control import Command, Control
+from core.control import Command, Control, Instruction
 from core.engine import protocol
 from core.engine.channel import Channel
 from core.errors import Cancelled
@@ -69,7 +69,7 @@ class JobBoard:
             self._running = self._waiting.popleft() if self._waiting else None
             return self._running
 
-    def tell(self, job_id: str, command: Command) -> None:
+    def tell(self, job_id: str, command: Instruction) -> None:
         """Pass a command on; a job that still waits and is stopped ends here."""
         with self._changed:
             ticket = next((ticket for ticket in self._tickets() if ticket.id == job_id), None)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from core import events, jobs
-from core.control import Command, Control
+from core.control import Command, Control, Instruction
 from core.engine import protocol
 from core.engine.channel import Channel, connect
 from core.engine.child import Child, kill_tree, tail
@@ -133,7 +133,7 @@ def attach(run: RunFolder, control: Control, patience: Patience | None = None) -
         threading.Thread(target=_deliver, args=(channel, following.id, inbox, pulse, log), name="attached",
                          daemon=True).start()
 
-        def forward(command: Command) -> None:
+        def forward(command: Instruction) -> None:
             channel.send(protocol.Tell(following.id, command))
 
         unsubscribe = control.subscribe(forward)

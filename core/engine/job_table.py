@@ -23,6 +23,8 @@ GENERATORS: dict[type, str] = {
     jobs.ScanData: "core.data.scan:scan_dataset",
     jobs.PreviewRows: "core.data.scan:preview_rows",
     jobs.Generate: "core.training.generate:generate",
+    jobs.InspectAdapter: "core.export.inspect_adapter:inspect_adapter",
+    jobs.MixAdapters: "core.export.mix:mix_adapters",
     jobs.Export: "core.export.export:export",
 }
 

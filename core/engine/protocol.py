@@ -13,7 +13,7 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 
 from core import files
-from core.control import Command
+from core.control import Instruction
 from core.errors import EngineError
 
 HOST = "127.0.0.1"
@@ -44,7 +44,7 @@ class Tell:
     """Pass a command to a job that waits or runs."""
 
     id: str
-    command: Command
+    command: Instruction
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,16 @@ _TYPES: dict[str, type] = {kind.__name__: kind for kind in Message.__args__}
 def encode(message: Message) -> bytes:
     """A message as one line."""
     values = {item.name: getattr(message, item.name) for item in dataclasses.fields(message)}
-    line = json.dumps({"type": type(message).__name__, **values}, ensure_ascii=False, allow_nan=False, default=str)
+    line = json.dumps({"type": type(message).__name__, **values}, ensure_ascii=False, allow_nan=False, default=_plain)
     # a lone surrogate from a damaged file name or dataset must not stop the stream
     return line.encode("utf-8", "replace") + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: a record as an object, a path as text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)
 
 
 def decode(line: bytes) -> Message:

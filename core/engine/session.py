@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from core import events, jobs
-from core.control import Command, Control
+from core.control import Command, Control, Instruction
 from core.engine import protocol
 from core.engine.channel import Channel, connect
 from core.engine.child import Child
@@ -72,7 +72,7 @@ class Session:
         job_id = uuid.uuid4().hex
         inbox = self._open_inbox(job_id)
 
-        def forward(command: Command) -> None:
+        def forward(command: Instruction) -> None:
             self._post(protocol.Tell(job_id, command))
 
         unsubscribe = control.subscribe(forward)
@@ -82,6 +82,8 @@ class Session:
                 forward(Command.STOP)
             elif control.paused:
                 forward(Command.PAUSE)
+            if control.strengths is not None:
+                forward(control.strengths)
             yield from listen(inbox, control, training, patience, self.kill)
         except GeneratorExit:
             if not training:

@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from core.config import RunConfig
+from core.config import LowRankConfig, RunConfig, TargetConfig
 from core.events import Receipt
 
 
@@ -17,16 +17,19 @@ class CardFacts:
     base_origin: str
     run_name: str
     checkpoint: str
-    config: RunConfig
+    config: RunConfig | None  # None for an adapter that was trained elsewhere
     receipt: Receipt | None
+    kind: str = "LoRA adapter"
+    beside: str = ""  # what lies in sub-folders, where PEFT does not look: "a prefix", "bottleneck adapters"
 
 
 def model_card(facts: CardFacts) -> str:
     """The card as Markdown with the front matter that model hubs read."""
-    what = "LoRA adapter" if facts.to == "adapter" else "merged model"
+    what = facts.kind if facts.to == "adapter" else "merged model"
+    training = [] if facts.config is None else [_training(facts, facts.config)]
     parts = [_front_matter(facts), f"# {facts.run_name}\n",
              f"A {what}, made with LoRA Workbench from **{_plain(facts.base_name)}**.\n", _usage(facts),
-             _training(facts), _receipt(facts.receipt),
+             *training, _receipt(facts.receipt),
              "The licence of the base model applies to this export too.\n"]
     return "\n".join(parts)
 
@@ -39,6 +42,12 @@ def _front_matter(facts: CardFacts) -> str:
 
 
 def _usage(facts: CardFacts) -> str:
+    if facts.to == "adapter" and facts.beside:
+        return ("## Use it\n\n"
+                f"{facts.beside[:1].upper()}{facts.beside[1:]} in sub-folders belong to this adapter. PEFT reads an "
+                "adapter of the layers in this folder, and a prefix in `prefix`, each alone; bottleneck adapters are "
+                "described in `bottleneck/bottleneck_config.json`. LoRA Workbench puts all of it together:\n\n"
+                '```sh\nlora-workbench chat "this folder"\n```\n')
     if facts.to == "adapter":
         code = ("from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
                 'base = AutoModelForCausalLM.from_pretrained("folder of the base model")\n'
@@ -50,20 +59,37 @@ def _usage(facts: CardFacts) -> str:
     return f"## Use it\n\n```python\n{code}\n```\n"
 
 
-def _training(facts: CardFacts) -> str:
-    adapter, training = facts.config.adapter, facts.config.training
-    targets = adapter.target_modules
+def _training(facts: CardFacts, config: RunConfig) -> str:
+    training = config.training
     rows = [
         ("Base model", facts.base_name), ("Where the base came from", facts.base_origin),
         ("Checkpoint", facts.checkpoint or "final adapter"),
-        ("Method", f"{adapter.method}, rank {adapter.rank}, alpha {adapter.alpha:g}, dropout {adapter.dropout:g}"),
-        ("Target layers", targets if isinstance(targets, str) else f"{len(targets)} names, the first {targets[0]}"),
+        *_method_rows(config),
         ("Learning rate", f"{training.learning_rate:g}, {training.schedule}, {training.warmup_steps} warm-up steps"),
         ("Batch", f"{training.batch_size} rows, {training.gradient_accumulation} accumulated"),
-        ("Length", f"at most {facts.config.data.max_length} tokens"), ("Seed", str(training.seed)),
+        ("Length", f"at most {config.data.max_length} tokens"), ("Seed", str(training.seed)),
     ]
     return "\n".join(["## How it was trained\n", "| | |", "|---|---|",
                       *(f"| {name} | {_plain(value)} |" for name, value in rows), ""])
+
+
+def _method_rows(config: RunConfig) -> list[tuple[str, str]]:
+    adapter, prefix, bottleneck = config.adapter, config.prefix, config.bottleneck
+    rows = []
+    if isinstance(adapter, LowRankConfig):
+        rows.append(("Method", f"{adapter.method}, rank {adapter.rank}, alpha {adapter.alpha:g}, "
+                     f"dropout {adapter.dropout:g}"))
+    if isinstance(adapter, TargetConfig):
+        targets = adapter.target_modules
+        rows.append(("Target layers", targets if isinstance(targets, str)
+                     else f"{len(targets)} names, the first {targets[0]}"))
+    if prefix is not None:
+        network = f", through a network of {prefix.projection_size}" if prefix.projection else ""
+        rows.append(("Prefix", f"{prefix.length} tokens{network}, learning rate times {prefix.rate:g}"))
+    if bottleneck is not None:
+        where = {"both": "attention and MLP", "attention": "attention", "mlp": "MLP"}[bottleneck.placement]
+        rows.append(("Bottleneck adapters", f"size {bottleneck.size}, {bottleneck.activation}, behind {where}"))
+    return rows
 
 
 def _receipt(receipt: Receipt | None) -> str:

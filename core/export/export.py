@@ -7,17 +7,20 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from core import files
+from core.adapter_folder import adapter_folder_bytes, is_adapter_folder, named_base
 from core.config import RunConfig
 from core.control import Control
 from core.errors import AdapterError, CoreError, ModelError
 from core.events import Event, Progress, Receipt, ReceiptReady, Result, Warned, to_plain
 from core.export.card import CardFacts, model_card
-from core.export.companions import companion_bytes, copy_companions, write_model_config
+from core.export.inspect_adapter import require_fit
 from core.export.keys import ModelKeys, match_keys, skeleton
 from core.export.merge import write_merged
 from core.export.plan import MergePlan, plan_merge
@@ -25,9 +28,22 @@ from core.export.receipt import adapter_receipt, merged_receipt
 from core.export.shards import read_checkpoint
 from core.export.versions import AdapterCase, MergedCase
 from core.jobs import Export
-from core.lora.adapter_file import WEIGHTS_NAME, AdapterFile, read_adapter, write_adapter
+from core.lora.adalora_file import KIND as ADALORA
+from core.lora.adapter_file import (
+    WEIGHTS_NAME,
+    AdapterFile,
+    contents_of,
+    read_adapter,
+    saved_as,
+    write_adapter,
+    write_origin,
+)
+from core.lora.extra_files import copy_extras
+from core.lora.peft_keys import LoraPair
+from core.lora.plain_form import compatible_form, padded
 from core.models.card_file import new_card, write_card
-from core.models.inspect import fingerprint
+from core.models.companions import companion_bytes, copy_companions, write_model_config
+from core.models.inspect import fingerprint, read_card
 from core.models.library import display_name, resolve
 from core.models.safety import check_files, check_model_folder
 from core.runs.folder import RunFolder
@@ -40,10 +56,10 @@ _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.fl
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported."""
+    """What is exported: `name` of the run or of the adapter's folder, `config` None for one made elsewhere."""
 
-    run: RunFolder
-    config: RunConfig
+    name: str
+    config: RunConfig | None
     adapter: AdapterFile
     base: Path
     base_name: str
@@ -97,16 +113,38 @@ def find_source(job: Export) -> Source:
         CoreError: something is missing or damaged, or the base is not the one of the training.
     """
     run = RunFolder(job.run_dir.expanduser().absolute())
+    if not run.config_path.exists() and is_adapter_folder(run.path):
+        return _foreign_source(run.path, job.base)
     config = run.config()
     adapter = read_adapter(_adapter_folder(run, job.checkpoint))
-    base = resolve(config.model.path)
+    return _source(run.path.name, config, adapter, resolve(config.model.path))
+
+
+def _foreign_source(folder: Path, named: str) -> Source:
+    """An adapter folder of another program, with the base that the person or its own files name."""
+    adapter = read_adapter(folder)
+    bases = [named] if named else [str(adapter.origin.get("base_path") or ""), named_base(folder)]
+    for model in filter(None, bases):
+        try:
+            base = resolve(model)
+        except ModelError:
+            if named:
+                raise
+            continue
+        require_fit(adapter, read_card(base))
+        return _source(folder.name, None, adapter, base)
+    raise ModelError(f"It is not known which base model the adapter in {folder} belongs to.",
+                     "Name its base model.")
+
+
+def _source(name: str, config: RunConfig | None, adapter: AdapterFile, base: Path) -> Source:
     check_model_folder(base)
     trained_on = adapter.origin.get("base_fingerprint")
     if trained_on and trained_on != fingerprint(base, check_files(base)):
         raise ModelError(f"The base model in {base} is not the one that this adapter was trained on.",
                          "Its files have changed since; bring back the old ones, or train again.")
-    name = str(adapter.origin.get("base_name") or display_name(base))
-    return Source(run, config, adapter, base, name, str(adapter.origin.get("base_origin") or ""))
+    base_name = str(adapter.origin.get("base_name") or display_name(base))
+    return Source(name, config, adapter, base, base_name, str(adapter.origin.get("base_origin") or ""))
 
 
 def _adapter_folder(run: RunFolder, checkpoint: str) -> Path:
@@ -126,6 +164,9 @@ def _adapter_folder(run: RunFolder, checkpoint: str) -> Path:
 
 
 def _plan(job: Export, source: Source) -> tuple[MergePlan, ModelKeys]:
+    if source.adapter.extras.words:
+        raise AdapterError(f"The adapter has {source.adapter.extras.words}, which are no change of the weights: it can "
+                           "not be merged.", "Export it as an adapter.")
     checkpoint = read_checkpoint(source.base)
     keys = match_keys(skeleton(source.base), checkpoint.tensors)
     return plan_merge(checkpoint, keys, source.adapter.pairs, job.dtype, job.shard_bytes), keys
@@ -136,7 +177,7 @@ def _export_merged(job: Export, source: Source, plan: MergePlan, keys: ModelKeys
     yield from write_merged(plan, folder, control)
     copy_companions(source.base, folder)
     write_model_config(source.base, folder, job.dtype, plan.untied)
-    origin = f"Merged from {source.base_name} and the adapter of the run {source.run.path.name}."
+    origin = f"Merged from {source.base_name} and the adapter of the run {source.name}."
     write_card(folder, new_card(origin, source.base_name, 0, ""))
     if not job.receipt:
         return None
@@ -147,36 +188,64 @@ def _export_merged(job: Export, source: Source, plan: MergePlan, keys: ModelKeys
 def _export_adapter(job: Export, source: Source, folder: Path, out: Path,
                     control: Control) -> Generator[Event, None, Receipt | None]:
     yield Progress("Writing the adapter", 0, 1)
-    tensors = load_file(source.adapter.path / WEIGHTS_NAME)
+    tensors, config, wanted = _in_form(job.form, source.adapter)
+    extras = source.adapter.extras
     if job.dtype != "base":
-        tensors = {name: tensor.to(_TORCH_DTYPES[job.dtype]) for name, tensor in tensors.items()}
+        tensors = {name: saved_as(name, tensor, _TORCH_DTYPES[job.dtype]) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise AdapterError(f"{name} holds numbers too large for {job.dtype}; nothing was written.",
                                "Choose bf16 or fp32 instead.")
     # where the base lies on this machine is nobody else's business
     origin = {key: value for key, value in source.adapter.origin.items() if key != "base_path"}
-    write_adapter(folder, tensors, source.adapter.config, origin)
+    if tensors:
+        write_adapter(folder, tensors, config, origin)
+    write_origin(folder, origin)
+    copy_extras(source.adapter.path, folder, None if job.dtype == "base" else _TORCH_DTYPES[job.dtype], origin)
     yield Progress("Writing the adapter", 1, 1)
     if not job.receipt:
         return None
-    case = AdapterCase(source.base, source.adapter.path, source.adapter.pairs, folder, read_adapter(folder).pairs)
+    # AdaLoRA's file holds A and E apart, each rounded for itself
+    rounded = contents_of(tensors, config, folder).pairs if config.get("peft_type") == ADALORA else None
+    written = read_adapter(folder)
+    case = AdapterCase(source.base, source.adapter.path, wanted, folder, written.pairs, rounded, extras, written.extras)
     return (yield from adapter_receipt(case, out, control))
+
+
+def _in_form(form: str, adapter: AdapterFile) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, LoraPair]]:
+    """Tensors, adapter_config.json and the updates that both stand for."""
+    if form == "compatible":
+        tensors, config = compatible_form(adapter)
+        return tensors, config, padded(adapter.pairs, int(config["r"]))
+    tensors = load_file(adapter.path / WEIGHTS_NAME) if adapter.has_own_files else {}
+    return tensors, adapter.config, adapter.pairs
 
 
 def _write_papers(folder: Path, job: Export, source: Source, receipt: Receipt | None) -> None:
     if receipt is not None:
         plain = to_plain(ReceiptReady(receipt))["receipt"]
         files.write_text(folder / RECEIPT_NAME, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
-    facts = CardFacts(job.to, source.base_name, source.base_origin, source.run.path.name, job.checkpoint,
-                      source.config, receipt)
+    facts = CardFacts(job.to, source.base_name, source.base_origin, source.name, job.checkpoint,
+                      source.config, receipt,
+                      *_kind_words(source.adapter))
     files.write_text(folder / "README.md", model_card(facts))
+
+
+def _kind_words(adapter: AdapterFile) -> tuple[str, str]:
+    """What is exported, and what lies in sub-folders of it."""
+    extras = adapter.extras
+    if not extras.stands_alone_in(adapter.path):
+        return "LoRA adapter", extras.words
+    name = "set of bottleneck adapters" if extras.prefix is None else "trained prefix"
+    return name, extras.words if extras.bottleneck is not None else ""
 
 
 def _needed_bytes(source: Source, plan: MergePlan | None) -> int:
     if plan is None:
-        numbers = sum(pair.lora_a.numel() + pair.lora_b.numel() for pair in source.adapter.pairs.values())
-        return 4 * numbers + _SPARE_BYTES
+        pairs = source.adapter.pairs.values()
+        rank = max([1, *(pair.lora_a.shape[0] for pair in pairs)])  # the compatible form has one for all
+        numbers = rank * sum(pair.lora_a.shape[1] + pair.lora_b.shape[0] for pair in pairs)
+        return max(4 * numbers, adapter_folder_bytes(source.adapter.path)) + _SPARE_BYTES
     return plan.nbytes + companion_bytes(source.base) + _SPARE_BYTES
 
 

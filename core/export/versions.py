@@ -6,7 +6,7 @@ in the files; "export" what was read back from the disk. Where nothing is rounde
 
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +26,9 @@ from core.export.shards import TORCH_DTYPES, TensorReader, TensorRecord, read_ch
 from core.lora.adapter_file import LoraPair
 from core.lora.attach import load_adapter
 from core.lora.dora import DoraLayer
+from core.lora.extra import take_out_extras
+from core.lora.extra_files import Extras
+from core.lora.extra_load import fitted_extras
 from core.lora.inject import lora_layers, remove
 from core.lora.layers import LoraLayer
 from core.models.load import load_model
@@ -65,7 +68,8 @@ class MergedCase:
 class AdapterCase:
     """An exported adapter and what it must equal.
 
-    `rounded` says what the export must hold where that is not simply `pairs` in its number types.
+    `rounded` says what the export must hold where that is not simply `pairs` in its number types. `extras` and
+    `exported_extras` are what stands beside the pairs or alone, and must be the same but for the number types.
     """
 
     base: Path
@@ -74,10 +78,16 @@ class AdapterCase:
     export: Path
     exported: dict[str, LoraPair]
     rounded: dict[str, LoraPair] | None = None
+    extras: Extras = field(default_factory=Extras)
+    exported_extras: Extras = field(default_factory=Extras)
 
     @property
     def is_rounded(self) -> bool:
         """The exported adapter has other numbers than the run's."""
+        beside = self.exported_extras.tensors
+        if any(not torch.equal(beside[name].float(), old.float()) for name, old in self.extras.tensors.items()
+               if name in beside):
+            return True
         return any(not torch.equal(new.float(), old.float()) for name, pair in self.exported.items()
                    for new, old in zip(pair.tensors(), self.pairs[name].tensors(), strict=True))
 
@@ -148,12 +158,18 @@ def _merged_layered(case: MergedCase) -> Iterator[tuple[Version, Runner]]:
 
 def _adapter_layered(case: AdapterCase) -> Iterator[tuple[Version, Runner]]:
     with TensorReader() as reader:
-        versions: list[tuple[Version, dict[str, LoraPair]]] = [("adapter", case.pairs), ("export", case.exported)]
+        versions: list[tuple[Version, dict[str, LoraPair], Extras]] = [
+            ("adapter", case.pairs, case.extras), ("export", case.exported, case.exported_extras)]
         if case.is_rounded:
-            versions.insert(1, ("rounded", _rounded_pairs(case)))
-        for name, pairs in versions:
+            rounded = case.extras.rounded_like(case.exported_extras)
+            versions.insert(1, ("rounded", _rounded_pairs(case), rounded))
+        for name, pairs, extras in versions:
             model = skeleton(case.base)
-            yield name, LayeredRunner(model, _stored(case, case.base, model, reader), pairs)
+            beside = fitted_extras(extras, model)
+            runner = LayeredRunner(model, _stored(case, case.base, model, reader), pairs)
+            for extra in beside:
+                extra.hang()
+            yield name, runner
 
 
 def _device(needed_bytes: int) -> torch.device:
@@ -199,6 +215,10 @@ def _round_adapter(model: PreTrainedModel, case: AdapterCase) -> None:
             layer.scale = wanted.scale
         for own, exported in zip(_pair_of(layer).tensors(), case.exported[name].tensors(), strict=True):
             own.copy_(_rounded(own, exported.dtype))
+    beside = fitted_extras(case.extras.rounded_like(case.exported_extras), model)
+    take_out_extras(model)
+    for extra in beside:
+        extra.hang()
 
 
 def _rounded_pairs(case: AdapterCase) -> dict[str, LoraPair]:

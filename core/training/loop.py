@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from core.config import RunConfig
+from core.config import PatternedConfig, RunConfig
 from core.control import Control
 from core.data.batching import step_rows
 from core.errors import CoreError
@@ -19,6 +19,7 @@ from core.events import (
     Evaluated,
     Event,
     Finished,
+    Note,
     Outcome,
     Planned,
     Result,
@@ -28,13 +29,15 @@ from core.events import (
 )
 from core.files import require_writable
 from core.jobs import Resume, Train
-from core.lora.adapter_file import copy_adapter
 from core.lora.method import train_mode
+from core.lora.start import start_from
 from core.models.library import resolve
 from core.models.safety import check_model_folder
 from core.runs.folder import RunFolder, new_run_path
 from core.training.checkpoint import Position, newest_valid, prune_checkpoints, restore_checkpoint, save_checkpoint
 from core.training.evaluate import validation_loss
+from core.training.final import keep_final, require_space
+from core.training.optim import make_optimizer
 from core.training.schedule import learning_rate_at, steps_per_epoch, total_steps
 from core.training.segments import segmented_attention
 from core.training.setup import Setup, prepare, started_now
@@ -97,8 +100,12 @@ def _run(run: RunFolder, config: RunConfig, control: Control, checkpoint: Path |
     setup = yield from prepare(config, control)
     run.write_config(setup.config)
     training = setup.config.training
-    optimizer = torch.optim.AdamW(setup.adaptation.optimizer_groups(setup.model), lr=training.learning_rate,
-                                  weight_decay=training.weight_decay)
+    optimizer = make_optimizer(setup.adaptation.optimizer_groups(setup.model), setup.config, setup.device)
+    adapter = setup.config.adapter
+    if checkpoint is None and isinstance(adapter, PatternedConfig) and adapter.start_from:
+        yield Note(f"Training goes on from the adapter in {adapter.start_from}.")
+        start_from(setup.model, adapter, setup.origin["base_fingerprint"])
+    require_space(run, setup)
     position = restore_checkpoint(checkpoint, setup, optimizer) if checkpoint else Position()
     total = total_steps(training, len(setup.train))
     yield Planned(total, len(setup.train), len(setup.validation), setup.trainable_parameters,
@@ -108,9 +115,9 @@ def _run(run: RunFolder, config: RunConfig, control: Control, checkpoint: Path |
     with segmented_attention(setup.model) if training.packing == "on" else contextlib.nullcontext():
         outcome = yield from _steps(run, setup, optimizer, position, total, control)
     best = position.best_step if position.best_loss is not None else position.step
-    copy_adapter(run.checkpoint(best), run.adapter, setup.config.adapter.save_dtype)
-    yield Finished(outcome, run.adapter)
-    yield Result({"run_dir": str(run.path), "adapter": str(run.adapter), "outcome": outcome,
+    final = keep_final(run, setup, best)
+    yield Finished(outcome, final)
+    yield Result({"run_dir": str(run.path), final.name: str(final), "outcome": outcome,
                   "steps": position.step, "adapter_step": best, "loss": position.loss,
                   "validation_loss": position.best_loss, "tokens": position.tokens,
                   "tokens_per_second": position.tokens / position.seconds if position.seconds else 0.0,
@@ -123,8 +130,9 @@ def _steps(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, posit
     training = setup.config.training
     skipped = 0
     train_mode(setup.model)
+    yield from setup.adaptation.begin(setup.model, position.step, total)
     if setup.validation and position.step == 0:
-        yield from _evaluate(setup, position, control)  # the base, which the adapter has to beat
+        yield from _evaluate(setup, position, total, control)  # the base, which the adapter has to beat
     while position.step < total:
         done = _one_step(setup, optimizer, position.step, total, control)
         if done is None:
@@ -145,7 +153,7 @@ def _steps(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, posit
                             "Lower the learning rate or train in fp32; the last checkpoint is good.")
         last = position.step == total
         if setup.validation and _due(position.step, training.evaluate_every, last):
-            yield from _evaluate(setup, position, control)
+            yield from _evaluate(setup, position, total, control)
         if _due(position.step, training.checkpoint_every, last) or control.take_checkpoint_request() \
                 or position.best_step == position.step:
             yield from _checkpoint(run, setup, optimizer, position)
@@ -209,13 +217,14 @@ def _clip(optimizer: torch.optim.Optimizer, largest: float) -> float:
     return float(torch.nn.utils.clip_grad_norm_(parameters, largest or math.inf))
 
 
-def _evaluate(setup: Setup, position: Position, control: Control) -> Iterator[Event]:
+def _evaluate(setup: Setup, position: Position, total: int, control: Control) -> Iterator[Event]:
     started = time.perf_counter()
     loss = validation_loss(setup, control)
     if loss is None:
         return
-    # the base's own loss, at step 0, is shown but is no adapter to keep
-    best = position.step > 0 and math.isfinite(loss) and (position.best_loss is None or loss < position.best_loss)
+    # the base's own loss, at step 0, is shown but is no adapter to keep; nor is one that is to lose ranks still
+    counts = position.step > 0 and setup.adaptation.is_settled(position.step, total)
+    best = counts and math.isfinite(loss) and (position.best_loss is None or loss < position.best_loss)
     if best:
         position.best_loss, position.best_step = loss, position.step
     tokens = sum(len(row.input_ids) for row in setup.validation)
@@ -225,6 +234,6 @@ def _evaluate(setup: Setup, position: Position, control: Control) -> Iterator[Ev
 def _checkpoint(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, position: Position) -> Iterator[Event]:
     started = time.perf_counter()
     folder = save_checkpoint(run, setup, optimizer, position)
-    size = sum(path.stat().st_size for path in folder.iterdir())
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     yield CheckpointSaved(position.step, folder, size, time.perf_counter() - started)
     prune_checkpoints(run, setup.config.training.keep_checkpoints, position.best_step)

@@ -1,0 +1,282 @@
+"""What an adapter is, which base on this machine it belongs to, and how strongly it changes each module."""
+
+import math
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.adapter_folder import adapter_folder_bytes
+from core.control import Control
+from core.errors import AdapterError, CoreError, ModelError
+from core.events import (
+    AdaptedModule,
+    AdapterCard,
+    AdapterInspected,
+    BaseMatch,
+    Event,
+    LoaderVerdict,
+    ModelCard,
+    Progress,
+    Result,
+)
+from core.export.change import delta_rows
+from core.export.keys import match_keys, skeleton
+from core.export.loaders import AdapterFacts, extra_verdicts, facts_of_config, verdicts
+from core.export.shards import FLOATING, TensorReader, TensorRecord, read_checkpoint, row_blocks
+from core.jobs import InspectAdapter
+from core.lora.adapter_file import AdapterFile, read_adapter
+from core.lora.extra_files import extra_misfit
+from core.lora.peft_keys import LoraPair
+from core.lora.plain_form import beyond_low_rank, compatible_form
+from core.lora.products import delta_norm
+from core.models.inspect import fingerprint, read_card
+from core.models.library import display_name, list_models, resolve
+from core.models.safety import check_files
+from core.start import adapter_folder, settings_from
+
+_DTYPE_WORDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
+_METHOD_WORDS = {"ADALORA": "AdaLoRA"}
+
+
+def inspect_adapter(job: InspectAdapter, control: Control) -> Iterator[Event]:
+    """Describe an adapter -> AdapterInspected, Result(path, name).
+
+    Raises:
+        CoreError: it is damaged, of a kind that can not be read, or does not fit the model that was named.
+    """
+    folder = adapter_folder(job.adapter.expanduser().absolute())
+    yield Progress("Reading the adapter", 0, 0)
+    adapter = read_adapter(folder)
+    control.check()
+    card = describe(adapter)
+    if job.model:
+        base = resolve(job.model)
+        known = read_card(base)
+        require_fit(adapter, known)
+        bases = (BaseMatch(known.name, base, _match(adapter, known.fingerprint)),)
+    else:
+        bases = yield from find_bases(adapter, control)
+    chosen = bases[0] if bases and (job.model or bases[0].match == "same") else None
+    if chosen is not None:
+        modules = yield from with_shares(card.modules, adapter, chosen.path, control)
+        card = replace(card, base=chosen.name, modules=modules)
+    card = replace(card, bases=bases)
+    yield AdapterInspected(card)
+    yield Result({"path": folder, "name": card.name})
+
+
+def describe(adapter: AdapterFile) -> AdapterCard:
+    """What the folder alone tells."""
+    tensors = [tensor for pair in adapter.pairs.values() for tensor in pair.tensors()]
+    tensors += adapter.extras.tensors.values()
+    tensors += [*adapter.contents.parameters.values(), *(rows.values for rows in adapter.contents.rows.values())]
+    settings, unlike = _settings(adapter)
+    facts = facts_of(adapter)
+    return AdapterCard(
+        path=adapter.path, name=adapter.path.parent.name if adapter.path.name == "adapter" else adapter.path.name,
+        method=_method_words(adapter), rank=max([0, *(pair.lora_a.shape[0] for pair in adapter.pairs.values())]),
+        parameters=sum(tensor.numel() for tensor in tensors),
+        bytes=adapter_folder_bytes(adapter.path),
+        dtype=_DTYPE_WORDS.get(tensors[0].dtype, str(tensors[0].dtype)) if tensors else "",
+        base_name=str(adapter.origin.get("base_name") or adapter.config.get("base_model_name_or_path") or ""), base="",
+        modules=tuple(AdaptedModule(name, pair.lora_a.shape[0], pair.scale,
+                                    delta_norm(pair) if pair.magnitude is None else None)
+                      for name, pair in adapter.pairs.items()),
+        loaders=tuple(_verdicts(adapter, facts)), compatible=tuple(compatible_verdicts(adapter)),
+        settings=settings, unlike=unlike, origin=_origin(adapter.origin))
+
+
+def facts_of(adapter: AdapterFile) -> AdapterFacts:
+    """What decides how other programs read this adapter."""
+    pairs = adapter.pairs
+    return facts_of_config(
+        adapter.config, {name: pair.lora_a.shape[0] for name, pair in pairs.items()},
+        {name: pair.scale for name, pair in pairs.items()},
+        tuple(name for name, pair in pairs.items() if pair.embedding),
+        tuple(name for name, pair in pairs.items() if pair.kernel))
+
+
+def compatible_verdicts(adapter: AdapterFile) -> list[Any]:
+    """What the loaders make of its compatible form; nothing where it has none."""
+    if beyond_low_rank(adapter) or not adapter.pairs or adapter.extras.words:
+        return []
+    _, config = compatible_form(adapter)
+    facts = facts_of(adapter)
+    return verdicts(facts_of_config(config, dict.fromkeys(facts.ranks, int(config["r"])),
+                                    dict.fromkeys(facts.scales, 1.0), facts.embeddings, facts.convolutions))
+
+
+def _settings(adapter: AdapterFile) -> tuple[dict[str, Any], str]:
+    try:
+        return {**settings_from(adapter.config, list(adapter.pairs)), "start_from": str(adapter.path)}, ""
+    except ValueError as error:
+        return {}, str(error)
+
+
+def _verdicts(adapter: AdapterFile, facts: AdapterFacts) -> list[LoaderVerdict]:
+    extras = adapter.extras
+    if not extras.words:
+        return verdicts(facts)
+    alone = extras.stands_alone_in(adapter.path)
+    return extra_verdicts(extras.words, has_own=not alone,
+                          is_prefix=extras.prefix_folder == adapter.path and extras.bottleneck is None)
+
+
+def _method_words(adapter: AdapterFile) -> str:
+    extras = adapter.extras
+    own = [] if extras.stands_alone_in(adapter.path) else [_method(adapter.config)]
+    if extras.prefix is not None:
+        own.append(f"prefix of {len(extras.prefix.values)} tokens")
+    if extras.bottleneck is not None:
+        own.append(f"bottleneck adapters of {extras.bottleneck.size}")
+    return " + ".join(own)
+
+
+def _method(config: dict[str, Any]) -> str:
+    kind = str(config.get("peft_type") or "LORA").upper()
+    if kind != "LORA":
+        return _METHOD_WORDS.get(kind, kind)
+    name = "DoRA" if config.get("use_dora") else "LoRA"
+    return f"{name}, rank-stabilised" if config.get("use_rslora") else name
+
+
+def _origin(origin: dict[str, Any]) -> str:
+    if origin.get("mixed_from"):
+        parts = [f"{part.get('adapter')} x {part.get('strength')}" for part in origin["mixed_from"]
+                 if isinstance(part, dict)]
+        return f"A mix of {', '.join(parts)}."
+    return "Trained with LoRA Workbench." if origin.get("base_fingerprint") else "Made with another program."
+
+
+# --- its base --------------------------------------------------------------------------------
+
+
+def find_bases(adapter: AdapterFile, control: Control) -> Generator[Event, None, tuple[BaseMatch, ...]]:
+    """The models on this machine that the adapter fits: the very one it was trained on, else all whose shapes fit."""
+    candidates = _candidates(adapter)
+    trained_on = adapter.origin.get("base_fingerprint")
+    for done, path in enumerate(candidates if trained_on else []):
+        control.check()
+        yield Progress("Looking for its base model", done, len(candidates), "models")
+        if _fingerprint(path) == trained_on:
+            return (BaseMatch(display_name(path), path, "same"),)
+    found = []
+    for done, path in enumerate(candidates):
+        control.check()
+        yield Progress("Comparing shapes", done, len(candidates), "models")
+        try:
+            card = read_card(path)
+        except ModelError:
+            continue  # a model that can not be used is no base of anything
+        if not misfit(adapter, card):
+            found.append(BaseMatch(card.name, path, "fits"))
+    named = str(adapter.config.get("base_model_name_or_path") or "")
+    return tuple(sorted(found, key=lambda match: match.name not in (named, Path(named).name)))
+
+
+def _candidates(adapter: AdapterFile) -> list[Path]:
+    """Where the base may be: what the adapter itself names, then all models on this machine."""
+    paths = [entry.path for entry in list_models() if entry.state == "ready"]
+    for value in (adapter.config.get("base_model_name_or_path"), adapter.origin.get("base_path")):
+        if isinstance(value, str) and value and Path(value).is_dir():
+            paths.insert(0, Path(value))
+    unique: dict[Path, Path] = {}
+    for path in paths:
+        unique.setdefault(path.resolve(), path)
+    return list(unique.values())
+
+
+def _fingerprint(path: Path) -> str:
+    try:
+        return fingerprint(path, check_files(path))
+    except (ModelError, OSError):
+        return ""
+
+
+def _match(adapter: AdapterFile, found: str) -> Any:
+    return "same" if adapter.origin.get("base_fingerprint") == found else "fits"
+
+
+def misfit(adapter: AdapterFile, card: ModelCard) -> str:
+    """Why an adapter does not fit a model, naming the module; "" where it does."""
+    known = {module.name: module for module in card.modules}
+    for name, pair in adapter.pairs.items():
+        module = known.get(name)
+        if module is None:
+            return f"{name} does not exist there"
+        shape = (module.in_features, module.out_features)
+        wanted = (pair.lora_a.shape[1], pair.lora_b.shape[0])
+        if shape not in ((0, 0), wanted):
+            return f"{name} should take and give {wanted} but is {shape}"
+    misplaced = extra_misfit(adapter.extras, card.modules)
+    if misplaced:
+        return misplaced
+    homeless = [name for name in adapter.contents.parameters if name.rpartition(".")[0] not in known]
+    homeless += [name for name in adapter.contents.rows if name not in known]
+    return f"{homeless[0]} does not exist there" if homeless else ""
+
+
+def require_fit(adapter: AdapterFile, card: ModelCard) -> None:
+    """Raises AdapterError, naming the module, unless the adapter fits the model."""
+    reason = misfit(adapter, card)
+    if reason:
+        raise AdapterError(f"The adapter in {adapter.path} does not fit {card.name}: {reason}.",
+                           "Choose the base model that the adapter was trained on.")
+
+
+# --- how strongly it changes -----------------------------------------------------------------
+
+
+def with_shares(modules: tuple[AdaptedModule, ...], adapter: AdapterFile, base: Path,
+                control: Control) -> Generator[Event, None, tuple[AdaptedModule, ...]]:
+    """The modules with ||ΔW|| and ||ΔW|| / ||W||, the weights read from the base's files block by block."""
+    records, transposed = _weights(base)
+    measured = []
+    with TensorReader() as reader:
+        for done, module in enumerate(modules):
+            yield Progress("Measuring the changes", done, len(modules), "modules")
+            record = records.get(module.name)
+            if record is None or record.dtype not in FLOATING:
+                measured.append(module)
+                continue
+            pair = adapter.pairs[module.name]
+            weight, change = _norms(pair, record, module.name in transposed, reader, control)
+            change = change if change is not None else module.delta_norm
+            share = change / weight if change is not None and weight > 0 else None
+            measured.append(replace(module, delta_norm=change, share=share))
+    return tuple(measured)
+
+
+def _weights(base: Path) -> tuple[dict[str, TensorRecord], set[str]]:
+    """The weight of every module in the base's files, and the modules that store theirs as (in, out)."""
+    checkpoint = read_checkpoint(base)
+    try:
+        keys = match_keys(skeleton(base), checkpoint.tensors)
+    except CoreError:
+        return {}, set()  # a family that can not be laid out: no shares, the rest stands
+    found = {parameter: checkpoint.tensors[key] for key, parameter in keys.parameter_of.items()}
+    records = {}
+    for parameter in keys.shapes:
+        stored = next((name for name in [parameter, *sorted(keys.tied_group(parameter))] if name in found), None)
+        if parameter.endswith(".weight") and stored is not None:
+            records[parameter.removesuffix(".weight")] = found[stored]
+    return records, {name.removesuffix(".weight") for name in keys.transposed}
+
+
+def _norms(pair: LoraPair, record: TensorRecord, transposed: bool, reader: TensorReader,
+           control: Control) -> tuple[float, float | None]:
+    """||W||, and ||W' - W|| where that needs the weight (DoRA), else None."""
+    weight_square = change_square = 0.0
+    dora = pair.magnitude is not None
+    blocks = [(0, record.rows)] if dora else list(row_blocks(record.rows, record.elements // max(1, record.rows)))
+    for start, stop in blocks:
+        control.check()
+        rows = reader.rows(record, start, stop).float()
+        weight_square += float(torch.linalg.vector_norm(rows, dtype=torch.float64)) ** 2
+        if dora:
+            change = delta_rows(pair, rows, start, stop, transposed)
+            change_square += float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
+    return math.sqrt(weight_square), math.sqrt(change_square) if dora else None
