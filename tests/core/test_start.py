@@ -1,0 +1,66 @@
+"""Settings that go on from an adapter, and what keeps a run from starting from one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core.config import DoraConfig, LoraConfig, ModelConfig, RunConfig, load_config
+from core.estimate import problems
+from core.start import adapter_folder, settings_from, start_problem
+
+CONFIG = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1,
+          "bias": "none", "use_rslora": True, "rank_pattern": {"q_proj": 4}}
+
+
+def folder(path: Path, **changes: object) -> Path:
+    path.mkdir(parents=True)
+    (path / "adapter_config.json").write_text(json.dumps({**CONFIG, **changes}))
+    return path
+
+
+def test_settings_are_those_of_the_file() -> None:
+    values = settings_from(CONFIG, ["model.layers.0.self_attn.q_proj"])
+    adapter = LoraConfig(**{key: value for key, value in values.items() if key != "method"})
+    assert (adapter.rank, adapter.alpha, adapter.dropout, adapter.rslora) == (8, 16.0, 0.1, True)
+    assert adapter.target_modules == ("q_proj", "v_proj")
+    assert adapter.rank_pattern == {"q_proj": 4}
+    for changes in ({"target_modules": "all-linear"}, {"layers_to_transform": [0]}):
+        assert settings_from({**CONFIG, **changes}, ["b", "a"])["target_modules"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("changes", [{"peft_type": "ADALORA"}, {"bias": "all"}, {"modules_to_save": ["lm_head"]},
+                                     {"r": 0}, {"lora_alpha": 1e9}])
+def test_what_can_not_be_gone_on_from(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        settings_from({**CONFIG, **changes}, ["a"])
+
+
+@pytest.mark.parametrize(("fields", "field"), [
+    ({}, None), ({"rank": 4}, "rank"), ({"alpha": 8.0}, "alpha"), ({"rslora": False}, "rslora"),
+    ({"init": "gaussian"}, "init")])
+def test_other_settings_are_a_problem_at_their_field(tmp_path: Path, fields: dict[str, object],
+                                                     field: str | None) -> None:
+    start = str(folder(tmp_path / "a"))
+    adapter = LoraConfig(**{"rank": 8, "alpha": 16.0, "rslora": True, "start_from": start, **fields})  # type: ignore[arg-type]
+    found = start_problem(adapter)
+    assert (found[0] if found else None) == field
+    named = [problem.field for problem in problems(RunConfig(model=ModelConfig(path="m"), adapter=adapter))]
+    assert (f"adapter.{field}" in named) == (field is not None)
+
+
+def test_another_method_or_nothing_there_is_a_problem(tmp_path: Path) -> None:
+    start = str(folder(tmp_path / "a"))
+    assert (start_problem(DoraConfig(rank=8, rslora=True, start_from=start)) or ("",))[0] == "method"
+    assert (start_problem(LoraConfig(start_from=str(tmp_path / "none"))) or ("",))[0] == "start_from"
+    (tmp_path / "a" / "adapter_config.json").write_text("{")
+    assert (start_problem(LoraConfig(start_from=start)) or ("",))[0] == "start_from"
+
+
+def test_a_run_stands_for_its_adapter_and_a_relative_path_for_the_run_file_s_folder(tmp_path: Path) -> None:
+    folder(tmp_path / "run" / "adapter")
+    assert adapter_folder(tmp_path / "run") == tmp_path / "run" / "adapter"
+    (tmp_path / "next.toml").write_text('[adapter]\nstart_from = "run"\n')
+    adapter = load_config(tmp_path / "next.toml").adapter
+    assert isinstance(adapter, LoraConfig)
+    assert adapter.start_from == str((tmp_path / "run").resolve())
