@@ -15,6 +15,7 @@ from core.lora.extra_load import fitted_extras
 from core.lora.inject import module_table, wrap
 from core.lora.layers import LoraLayer
 from core.lora.peft_keys import Contents, LoraPair
+from core.models.quantise import QuantisedLinear
 from core.targets import ADAPTABLE, NAMED_ONLY
 
 
@@ -32,6 +33,9 @@ def load_adapter(folder: Path, model: nn.Module) -> AdapterFile:
             has = f"is {shapes[module, pair.embedding]}" if (module, pair.embedding) in shapes else "does not exist"
             raise AdapterError(f"The adapter in {folder} does not fit this model: {module} should take and give "
                                f"{wanted} but {has}.", "Choose the base model that the adapter was trained on.")
+        if pair.magnitude is not None and isinstance(model.get_submodule(module), QuantisedLinear):
+            raise AdapterError(f"The adapter in {folder} is DoRA, which needs the weights themselves, but the base is "
+                               "held quantised for another adapter.", "Use it alone.")
     modules, experts = split_pairs(adapter.pairs)
     _require_all_experts(experts, model, folder)
     ready = fitted_extras(adapter.extras, model)

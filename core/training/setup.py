@@ -19,6 +19,8 @@ from core.data.template import EncodedRow
 from core.errors import CoreError, ModelError
 from core.events import Event, Note, Progress
 from core.lora.adaptation import Adaptation
+from core.lora.full import METHOD as FULL
+from core.lora.full import METHOD_KEY
 from core.lora.method import Material
 from core.models.inspect import read_card
 from core.models.library import resolve
@@ -79,7 +81,7 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
     control.check()
     _check_vocabulary(model, prepared.train)
     adaptation = Adaptation(config)
-    adaptation.install(model, Material(prepared.train, config.training.seed))
+    adaptation.install(model, Material(prepared.train, config.training.seed, check=control.check))
     loss, batches, packing, reason = choose_path(model, prepared.train, config.training.packing, device)
     if reason:
         yield Note(reason)
@@ -90,6 +92,8 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
               "data_digest": _digest([*prepared.train, *prepared.validation])}
     if quantisation is not None:
         origin[ORIGIN_KEY] = quantisation.to_plain()
+    if isinstance(config.adapter, FullConfig):
+        origin[METHOD_KEY] = FULL
     return Setup(config.model_copy(update={"training": training}), model, adaptation, path, device,
                  prepared.train, prepared.validation, loss, batches, origin)
 
