@@ -63,6 +63,9 @@ class TrainingConfig(Section):
         group="Learning", unit="steps", ge=0)
     weight_decay: float = option(
         0.0, "Weight decay", "Pulls the adapter towards zero (AdamW).", group="Learning", more=True, ge=0.0, le=1.0)
+    adam_beta2: float = option(
+        0.999, "Adam's second beta", "How long AdamW remembers how large gradients were; 0.98 suits short runs.",
+        group="Learning", more=True, ge=0.0, lt=1.0)
     max_grad_norm: float = option(
         1.0, "Clip gradients at", "Longer gradients are shortened to this norm; 0 switches it off.",
         group="Learning", more=True, ge=0.0)

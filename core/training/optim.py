@@ -20,14 +20,15 @@ def make_optimizer(groups: list[dict[str, Any]], config: RunConfig, device: torc
     """
     training = config.training
     name = config.adapter.optimizer if isinstance(config.adapter, QLoraConfig) else "adamw"
-    rate, decay = training.learning_rate, training.weight_decay
+    settings: dict[str, Any] = {"lr": training.learning_rate, "weight_decay": training.weight_decay,
+                                "betas": (0.9, training.adam_beta2)}
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
+        return torch.optim.AdamW(groups, **settings)
     if device.type != "cuda":
         raise CoreError(f"The optimizer {name} needs CUDA, this run computes on {device}.",
                         "Choose adamw as the optimizer.")
     kinds = bitsandbytes().optim
-    return (kinds.AdamW8bit if name == "adamw-8bit" else kinds.PagedAdamW)(groups, lr=rate, weight_decay=decay)
+    return (kinds.AdamW8bit if name == "adamw-8bit" else kinds.PagedAdamW)(groups, **settings)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
