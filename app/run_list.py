@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.adapter_folder import is_adapter_folder
 from core.runs.folder import RunFolder
 
 
@@ -42,7 +43,9 @@ def run_choice(path: Path) -> RunChoice:
     """The adapters of one run folder."""
     run = RunFolder(path)
     found = []
-    if (run.adapter / "adapter_model.safetensors").is_file():
+    if run.model.is_dir():
+        found.append(AdapterChoice("Final model", "", run.model))
+    elif is_adapter_folder(run.adapter):
         found.append(AdapterChoice("Final adapter", "", run.adapter))
     for folder in reversed(run.checkpoint_folders()):
         if (folder / "manifest.json").is_file():

@@ -18,17 +18,17 @@ from core.errors import Cancelled, CoreError, DataError
 from core.events import Event, Message, Progress, ReceiptReady, Result, StepDone, to_plain
 from core.export.export import export
 from core.jobs import Export, Train
-from core.lora.attach import load_adapter
 from core.models.library import resolve
 from core.models.load import load_model, load_tokenizer, resolve_device, resolve_dtype
 from core.models.starter import ensure_starter
 from core.paths import SAMPLE
-from core.runs.folder import new_run_path
+from core.runs.folder import RunFolder, new_run_path
 from core.scoring import HeldOutRow, exact_match, is_exact
 from core.training.batch_generate import answer_batch
 from core.training.decode import stop_tokens
 from core.training.generate import end_of_turn
 from core.training.loop import train
+from core.training.tuned_base import load_tuned
 
 EXAMPLES = 5
 _TOKENS_OVER = 8  # an answer longer than the longest right one by so many tokens is wrong anyway
@@ -55,7 +55,7 @@ def demo(control: Control, run_dir: Path | None = None, *, sample: Path = SAMPLE
         yield from _all_but_result(ensure_starter(control))
     before = yield from answer_rows(config, None, rows, "Scoring before training", control)
     training = yield from _train(config, run_dir or new_run_path("demo"), control)
-    after = yield from answer_rows(config, training.run_dir / "adapter", rows, "Scoring after training", control)
+    after = yield from answer_rows(config, RunFolder(training.run_dir).final, rows, "Scoring after training", control)
     receipt = yield from _export(training.run_dir, control)
     yield Result({
         "exact_match_before": exact_match(before, rows),
@@ -93,10 +93,8 @@ def answer_rows(config: RunConfig, adapter: Path | None, rows: Sequence[HeldOutR
     path = resolve(config.model.path)
     tokenizer = load_tokenizer(path)
     device = resolve_device(config.training.device)
-    model = load_model(path, device, resolve_dtype(config.training.dtype, device))
-    if adapter is not None:
-        load_adapter(adapter, model)
-        model.eval()
+    dtype = resolve_dtype(config.training.dtype, device)
+    model = load_model(path, device, dtype) if adapter is None else load_tuned(adapter, path, device, dtype)
     prompts = [render_prompt([Message(*message) for message in row.messages], tokenizer) for row in rows]
     longest = max(len(tokenizer(row.expected)["input_ids"]) for row in rows)
     answers = [""] * len(rows)
@@ -140,9 +138,10 @@ def _train(config: RunConfig, run_dir: Path, control: Control) -> Generator[Even
 
 
 def _export(run_dir: Path, control: Control) -> Generator[Event, None, dict[str, Any]]:
-    """Write the adapter beside the run and return the receipt's values."""
+    """Write the adapter, or the fine-tuned model, beside the run and return the receipt's values."""
     receipt: dict[str, Any] | None = None
-    for event in export(Export(run_dir, "adapter", run_dir / "export"), control):
+    target = "merged" if RunFolder(run_dir).model.is_dir() else "adapter"
+    for event in export(Export(run_dir, target, run_dir / "export"), control):
         if isinstance(event, ReceiptReady):
             receipt = to_plain(event)["receipt"]
         if not isinstance(event, Result):

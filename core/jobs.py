@@ -118,10 +118,12 @@ class InspectAdapter:
     """Describe an adapter folder and find its base on this machine -> AdapterInspected, Result.
 
     `model` names the base to compare with; "" takes the one that is found by its fingerprint, if any.
+    `base` False reads the folder alone, which is quick.
     """
 
     adapter: Path
     model: str = ""
+    base: bool = True
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,8 @@ class Export:
 
     `run_dir` is a run, or an adapter folder made elsewhere; `base` then names its base model ("": the one
     that it names itself). `checkpoint` names a folder below checkpoints/; "" is the run's final adapter.
-    `form` "compatible" writes the adapter so that every loader reads it right.
+    `form` "compatible" writes the adapter so that every loader reads it right. `merge_into` "dequantised" merges
+    what QLoRA trained into the weights that it was trained over, instead of the base's own.
     """
 
     run_dir: Path
@@ -157,6 +160,7 @@ class Export:
     receipt: bool = True
     form: Literal["peft", "compatible"] = "peft"
     base: str = ""
+    merge_into: Literal["original", "dequantised"] = "original"
 
 
 @dataclass(frozen=True)

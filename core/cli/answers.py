@@ -47,7 +47,10 @@ def _named_source(options: argparse.Namespace) -> AnswerSource:
     path = Path(options.source)
     if (path / "run.toml").is_file():
         run = RunFolder(path)
-        return AnswerSource(run.config().model.path, _adapter_of(run, options.checkpoint))
+        tuned = _adapter_of(run, options.checkpoint)
+        if tuned == run.model and not options.compare:  # a whole model needs no base beside it
+            return AnswerSource(str(run.model.resolve()))
+        return AnswerSource(run.config().model.path, tuned)
     if options.checkpoint or options.compare:
         raise CoreError(f"{options.source} is not a run folder, so it has nothing to compare and no checkpoints.",
                         "Name a run folder.")
@@ -63,8 +66,8 @@ def _adapter_of(run: RunFolder, checkpoint: str) -> Path:
             names = ", ".join(folder.name for folder in run.checkpoint_folders()) or "none"
             raise CoreError(f"The run {run.path.name} has no checkpoint {checkpoint}.", f"It has: {names}.")
         return found
-    if is_adapter_folder(run.adapter):
-        return run.adapter
+    if run.model.is_dir() or is_adapter_folder(run.adapter):
+        return run.final
     if run.checkpoint_folders():
         return run.checkpoint_folders()[-1]
     raise CoreError(f"The run {run.path.name} has no adapter yet.", "Resume it, or ask its base model instead.")

@@ -145,6 +145,8 @@ def _add_export(names: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--form", choices=("peft", "compatible"), default="peft",
                         help="of an adapter: as it is, or so that vLLM and llama.cpp read it right too")
     parser.add_argument("--base", default="", metavar="NAME|PATH", help="the base model of an adapter made elsewhere")
+    parser.add_argument("--merge-into", choices=("original", "dequantised"), default="original",
+                        help="after QLoRA: the base's own weights, or those that training saw")
     _finish(parser, commands.export, texts.export)
 
 

@@ -78,7 +78,8 @@ def resume(options: argparse.Namespace, control: Control) -> Iterator[Event]:
 def export(options: argparse.Namespace, control: Control) -> Iterator[Event]:
     """Write the adapter or the merged model, and the receipt."""
     yield from run_job(Export(options.run_dir, options.to, options.out, options.checkpoint, options.dtype,
-                              options.shard_size, not options.no_receipt, options.form, options.base), control)
+                              options.shard_size, not options.no_receipt, options.form, options.base,
+                              options.merge_into), control)
 
 
 def mix(options: argparse.Namespace, control: Control) -> Iterator[Event]:
@@ -127,6 +128,7 @@ def estimate(options: argparse.Namespace, control: Control) -> Iterator[Event]:
         "trainable_parameters": found.trainable_parameters,
         "total_parameters": found.total_parameters,
         "adapter_bytes": found.adapter_bytes,
+        "checkpoint_bytes": found.checkpoint_bytes,
         "memory_bytes": found.memory_bytes,
         "memory": found.memory,
         "targets": len(found.targets),

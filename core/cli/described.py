@@ -35,6 +35,7 @@ def describe_run(run: RunFolder) -> dict[str, Any]:
         "bytes": summary.bytes,
         "checkpoints": [folder.name for folder in run.checkpoint_folders()],
         "adapter": str(run.adapter) if run.adapter.is_dir() else None,
+        "tuned_model": str(run.model) if run.model.is_dir() else None,
     }
 
 

@@ -26,8 +26,10 @@ def train(values: Mapping[str, Any]) -> str:
     lines = [f"{'Finished' if finished else 'Stopped'} after {words.plural(values['steps'], 'step')} "
              f"in {words.duration(values['train_seconds'])}."]
     if loss is not None:
-        lines.append(f"The adapter of step {values['adapter_step']:,} is the best: validation loss {loss:.4f}.")
-    lines += [f"Run folder: {values['run_dir']}", f"Adapter:    {values['adapter']}"]
+        what = "model" if "model" in values else "adapter"
+        lines.append(f"The {what} of step {values['adapter_step']:,} is the best: validation loss {loss:.4f}.")
+    lines += [f"Run folder: {values['run_dir']}",
+              f"Model:      {values['model']}" if "model" in values else f"Adapter:    {values['adapter']}"]
     following = "chat" if finished else "resume"
     return "\n".join([*lines, f'Next: lora-workbench {following} "{values["run_dir"]}"'])
 
@@ -145,7 +147,8 @@ def estimate(values: Mapping[str, Any]) -> str:
     rows = [
         ("parameters trained", f"{values['trainable_parameters']:,} of {values['total_parameters']:,} "
                                f"({words.percent(share)}) in {words.plural(values['targets'], 'module')}"),
-        ("adapter", words.size(values["adapter_bytes"])),
+        ("saved at the end", words.size(values["adapter_bytes"])),
+        ("each checkpoint", words.size(values["checkpoint_bytes"])),
         ("memory, about", words.size(values["memory_bytes"])),
         *((f"  {part}", words.size(size)) for part, size in values["memory"].items()),
     ]

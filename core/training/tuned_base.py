@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from core.adapter_folder import is_adapter_folder
 from core.errors import AdapterError
 from core.lora.adapter_file import read_origin
+from core.lora.attach import load_adapter
 from core.lora.full import is_full, load_values
 from core.models.load import load_model
 from core.models.quantise import Quantisation, quantisation_in
@@ -51,3 +52,17 @@ def whole_among(folders: Sequence[Path]) -> Path | None:
     if whole and len(folders) > 1:
         raise AdapterError(f"{whole[0]} is a whole model, which can not be mixed with others.", "Choose it alone.")
     return whole[0] if whole else None
+
+
+def load_tuned(folder: Path, base: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """`base` with the adapter of `folder`, held as in its training, or the model that full fine-tuning left there.
+
+    Raises:
+        CoreError: damaged, or of another base.
+    """
+    if is_whole_model(folder):
+        return load_whole_model(folder, base, device, dtype)
+    quantisation = quantisation_for([folder])
+    model = load_model(base, device, dtype if quantisation is None else quantisation.computed_in, quantisation)
+    load_adapter(folder, model)
+    return model.eval()
