@@ -13,6 +13,7 @@ from core.adapter_shapes import BYTES, adapter_shapes, file_bytes
 from core.base_memory import dequantised_bytes, optimizer_part, trained_numbers, weight_bytes
 from core.config import (
     AdaLoraConfig,
+    AdapterConfig,
     FullConfig,
     LowRankConfig,
     NoAdapterConfig,
@@ -30,9 +31,10 @@ from core.extra_shapes import (
     extra_problems,
     lowest_extra_layer,
 )
+from core.fused_parts import chosen_parts, part_rows, parts_advice, parts_problem
 from core.method_problems import method_problems
 from core.start import start_problem
-from core.targets import rank_of, select_targets
+from core.targets import experts_advice, experts_problem, rank_of, select_targets
 
 OPTIMIZER_BYTES = 16  # fp32 value, gradient and Adam's two moments of one trained parameter
 # What the training does is written here, where the estimate of its memory must agree with it.
@@ -240,8 +242,12 @@ def _target_problems(config: RunConfig, card: ModelCard) -> list[Problem]:
         return [Problem("adapter.target_modules", error.message, error.hint)]
     if not isinstance(config.adapter, LowRankConfig):
         return []
+    told = parts_problem(targets, config.adapter) or experts_problem(targets, config.adapter)
+    if told is not None:
+        return [Problem(f"adapter.{told[0]}", *told[1:])]
     for module in targets:
-        smallest = min(module.in_features, module.out_features)
+        smallest = min(module.in_features, module.out_features,
+                       *part_rows(module, chosen_parts(module, config.adapter)))
         if rank_of(module.name, config.adapter) > smallest:
             return [_rank_problem(config.adapter, module.name, smallest)]
     return []
@@ -280,6 +286,7 @@ def advice(config: RunConfig, card: ModelCard | None = None, scan: DataScanned |
     found = []
     if card is not None:
         found += _model_advice(config, card)
+        found += _layer_advice(config.adapter, card)
     found += _rank_choice(config, scan, adalora_advice)
     if scan is not None and scan.rows:
         steps = planned_steps(config, scan)
@@ -287,6 +294,18 @@ def advice(config: RunConfig, card: ModelCard | None = None, scan: DataScanned |
             found.append(Problem("training.warmup_steps", f"The whole run has {steps:,} steps, so the learning rate "
                                  "never gets to its full height.", f"About {max(steps // 10, 1)} would fit."))
     return found
+
+
+def _layer_advice(adapter: AdapterConfig, card: ModelCard) -> list[Problem]:
+    """What the chosen layers make of this model's fused projections and experts."""
+    if not isinstance(adapter, LowRankConfig):
+        return []
+    try:
+        targets = select_targets(card.modules, adapter)
+    except AdapterError:
+        return []  # a problem, told there
+    told = [parts_advice(targets, adapter), experts_advice(card.modules, adapter)]
+    return [Problem(f"adapter.{name}", *words) for name, *words in filter(None, told)]
 
 
 def _model_advice(config: RunConfig, card: ModelCard) -> list[Problem]:

@@ -101,6 +101,15 @@ def experts_problem(targets: Sequence[ModuleInfo], adapter: LowRankConfig) -> tu
     return None
 
 
+def experts_advice(modules: Sequence[ModuleInfo], adapter: TargetConfig) -> tuple[str, str, str] | None:
+    """(field, message, hint) where a preset leaves out experts, as the method can not adapt them."""
+    experts = any(module.experts for module in modules)
+    if not experts or takes_experts(adapter) or adapter.target_modules != "all-linear":
+        return None
+    return ("target_modules", "This method leaves the experts of this model, which hold most of its weights, as they "
+            "are.", "The method LoRA adapts them too.")
+
+
 def _select_whole(modules: Sequence[ModuleInfo], adapter: FullConfig) -> list[ModuleInfo]:
     """The modules that full fine-tuning trains: of any type, and all that is inside of a named one."""
     target = adapter.target_modules
@@ -146,7 +155,8 @@ def _by_name(able: list[ModuleInfo], target: str | tuple[str, ...]) -> list[Modu
     if target in TARGET_PRESETS:
         able = [module for module in able if module.type in ADAPTABLE]
     if target == "all-linear":
-        return [module for module in able if not module.is_output_head]
+        # a map to one number is a switch (Qwen-MoE's shared_expert_gate) and has no rank to give
+        return [module for module in able if not module.is_output_head and module.out_features > 1]
     if target == "attention":
         return [module for module in able if _is_attention(module)]
     if target == "q-v":

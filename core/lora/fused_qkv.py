@@ -129,10 +129,6 @@ class FusedQkvLayer(LoraLayer):
         block = self.lora_b.new_zeros(self.out_features, self.rank)
         return block.index_put((self.get_buffer("_row"), self.get_buffer("_column")), self.lora_b)
 
-    def peft_tensors(self) -> dict[str, Tensor]:
-        """One plain LoRA of rank k r on the whole layer, which says the same."""
-        return {"lora_A.weight": self.lora_a, "lora_B.weight": self.left()}
-
     @torch.no_grad()
     def take(self, lora_a: Tensor, block_b: Tensor) -> None:
         """Copy A (k r, in) and B (out, k r) of the form that is written."""
@@ -146,8 +142,11 @@ class FusedQkvLayer(LoraLayer):
 
 
 def alpha_factor(layer: object, rslora: bool) -> float:
-    """What alpha is multiplied with in a file, where the rank is that of all parts together and the scale the same."""
+    """What alpha is multiplied with in a file, where the rank is that of all parts together (or of the update and its
+    start) and the scale the same."""
     parts = len(layer.parts) if isinstance(layer, FusedQkvLayer) else 1
+    if isinstance(layer, LoraLayer) and layer.start() is not None:
+        parts = 2
     return math.sqrt(parts) if rslora else parts
 
 

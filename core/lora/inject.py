@@ -120,9 +120,9 @@ def inject(model: nn.Module, adapter: LowRankConfig, seed: int,
         AdapterError: the targets match nothing, or the rank is above a layer's size.
     """
     chosen = select_targets(module_table(model), adapter)
-    problem = parts_problem(chosen, adapter) or (experts_problem(chosen, adapter) or ("",))[1:]
-    if problem:
-        raise AdapterError(*problem)
+    problem = parts_problem(chosen, adapter) or experts_problem(chosen, adapter)
+    if problem is not None:
+        raise AdapterError(*problem[1:])
     for info in chosen:
         smallest = min(info.in_features, info.out_features, *part_rows(info, chosen_parts(info, adapter)))
         rank = rank_of(info.name, adapter)

@@ -116,7 +116,15 @@ def load_model(path: Path, device: torch.device, dtype: torch.dtype,
                          "Fetch the model again, with all of its safetensors files.")
     if quantisation is not None:
         model = take_over(model, quantisation.computed_in)
+    if dtype == torch.float64:
+        allow_fp64(model)
     return model.requires_grad_(False).eval()
+
+
+def allow_fp64(model: PreTrainedModel) -> None:
+    """Let the experts of a mixture compute one after the other: their joint product knows no fp64."""
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")
 
 
 def _quiet() -> None:

@@ -222,7 +222,7 @@ def test_what_can_not_be_done_is_said() -> None:
                            (LoraConfig(fused_parts=("q",), init="pissa"), "pissa")):
         problem = parts_problem(select_targets(table, adapter), adapter)
         assert problem is not None
-        assert words in problem[0]
+        assert words in problem[1]
         with pytest.raises(AdapterError, match=words):
             inject(_model(CONFIGS["phi3"]), adapter, seed=0)
     with pytest.raises(AdapterError, match=r"Rank 20 is above the size of .*qkv_proj"):  # a key is 16 wide
@@ -230,16 +230,16 @@ def test_what_can_not_be_done_is_said() -> None:
     unknown = [info.__class__(**{**info.__dict__, "qkv_rows": None}) for info in table]
     problem = parts_problem(select_targets(unknown, few), few)
     assert problem is not None
-    assert "order" in problem[0]
+    assert "order" in problem[1]
     assert parts_problem(select_targets(table, few), few) is None
     assert parts_advice(select_targets(table, few), few) is None
     advice = parts_advice([info for info in table if info.kind == "o_proj"], few)
     assert advice is not None
-    assert "no effect" in advice[0]
+    assert "no effect" in advice[1]
     both = LoraConfig(target_modules="q-v")
     advice = parts_advice(select_targets(table, both), both)
     assert advice is not None
-    assert "key is adapted as well" in advice[0]
+    assert "key is adapted as well" in advice[1]
 
 
 def test_all_three_parts_are_a_plain_lora(tmp_path: Path) -> None:
