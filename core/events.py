@@ -248,6 +248,12 @@ class AdapterCard:
     unlike: str = ""
     origin: str = ""  # a sentence: what is known of where it came from
 
+    @property
+    def best_form(self) -> Literal["peft", "compatible"]:
+        """The form that more loaders read exactly; the plain one where it makes no difference."""
+        right = [sum(verdict.reads == "exactly" for verdict in form) for form in (self.loaders, self.compatible)]
+        return "compatible" if right[1] > right[0] else "peft"
+
 
 @dataclass(frozen=True)
 class AdapterInspected:

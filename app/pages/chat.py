@@ -8,10 +8,13 @@ from PySide6.QtGui import QShowEvent
 from PySide6.QtWidgets import QCheckBox, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
 
 from app import theme
+from app.adapter_menu import AdapterMenu, adapter_name
+from app.adapter_mixer import AdapterMixer, Ingredient
 from app.chat_column import ChatColumn
 from app.chat_examples import Examples, examples_of, is_sample, sample_examples
 from app.chat_input import ChatInput
 from app.chat_settings import ChatSettings
+from app.mix_saver import MixSaver
 from app.operations import Operation, Operations
 from app.run_list import runs_with_adapters
 from app.run_picker import RunPicker
@@ -20,7 +23,7 @@ from app.widgets import Card, EmptyState, button, clear_layout, label, plain_tip
 from core import events
 from core.config import RunConfig
 from core.errors import CoreError, describe
-from core.jobs import Generate, PreviewRows
+from core.jobs import AdapterUse, Generate, PreviewRows
 from core.paths import runs_root
 from core.runs.folder import RunFolder
 from core.words import plural
@@ -44,6 +47,9 @@ class ChatPage(QWidget):
         self._operations, self._root = operations, root
         self._operation: Operation | None = None
         self._base_model = ""  # of the form, asked where no run is chosen
+        self._other_base = ""  # of an adapter made elsewhere that is tried
+        self._mixed_on = ""  # the base that the listed adapters belong to
+        self._asked: tuple[AdapterUse, ...] = ()  # the adapters of the answer that is on its way
         self._config: RunConfig | None = None  # of the chosen run
         self._seed = 0
         self._last_question = ""
@@ -56,6 +62,11 @@ class ChatPage(QWidget):
         self.no_adapter.pressed.connect(self.train_requested)
         self._tuned_card = Card()
         self._tuned_card.body.addWidget(self.no_adapter)
+        self.mixer = AdapterMixer()
+        self.mixer.changed.connect(self._strength_changed)
+        self.mixer.listed.connect(self._list_changed)
+        self.saver = MixSaver(operations, self)
+        self.saver.told.connect(self._say)
         self.examples = QVBoxLayout()
         self._build()
         self._run_changed()
@@ -73,6 +84,15 @@ class ChatPage(QWidget):
         """Chat with this run."""
         self.refresh_runs()
         self.picker.choose(path, checkpoint)
+        self.input.setFocus()
+
+    def choose_adapter(self, path: Path, model: str) -> None:
+        """Chat with an adapter that no run made, on this base model."""
+        self.refresh_runs()
+        self.picker.choose(Path())  # no run
+        self._other_base = model
+        self._run_changed()
+        self.mixer.add(Ingredient(path, adapter_name(path)))
         self.input.setFocus()
 
     def refresh_runs(self) -> None:
@@ -102,6 +122,7 @@ class ChatPage(QWidget):
         layout.setContentsMargins(margin, theme.CARD_GAP, margin, theme.CARD_GAP)
         layout.setSpacing(12)
         layout.addLayout(self._build_head())
+        layout.addLayout(self._build_adapters())
         columns = QHBoxLayout()
         columns.setSpacing(theme.CARD_GAP)
         for column in (self.base, self.tuned, self._tuned_card):
@@ -120,9 +141,22 @@ class ChatPage(QWidget):
         self.clear_button = button("Clear", self.clear, icon="eraser", tip="Begin a new conversation")
         return row(self.picker, None, self.marks, theme.GRID, self.clear_button)
 
+    def _build_adapters(self) -> QHBoxLayout:
+        self.add_button = button("Add adapter", icon="plus", tip="Another adapter on the same base: they answer "
+                                                                 "together, each with its strength")
+        self.menu = AdapterMenu(self.add_button, self._root, self._add_adapter, self._say)
+        self.mix_button = button("Save the mix…", lambda: self.saver.ask(self.mixer.active()),
+                                 icon="floppy-disk",
+                                 tip="Write what answers now as one new adapter")
+        adapters = row(self.mixer, self.add_button, self.mix_button)
+        adapters.setStretch(0, 1)
+        for made in (self.add_button, self.mix_button):
+            adapters.setAlignment(made, Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignRight)
+        return adapters
+
     def _build_foot(self) -> QVBoxLayout:
         self.settings = ChatSettings()
-        self.message = label("", "error")
+        self.message = label("", "error", wrap=True)
         self.input = ChatInput()
         self.input.submitted.connect(self.send)
         self.send_button = button("Send", self.send, icon="paper-plane-right")
@@ -172,20 +206,21 @@ class ChatPage(QWidget):
     def _job(self, columns: dict[str, ChatColumn]) -> Generate:
         system = self.settings.system.text().strip()
         before = (("system", system),) if system else ()
-        adapter = self.picker.adapter
         training = self._config.training if self._config else None
+        self._asked = self.mixer.uses()
         return Generate(
-            self._model(), adapter.path if adapter else None,
-            {name: (*before, *column.conversation) for name, column in columns.items()},
+            self._model(), None, {name: (*before, *column.conversation) for name, column in columns.items()},
             temperature=self.settings.temperature_value, max_new_tokens=self.settings.most_tokens.value(),
-            seed=self._seed,
-            dtype=training.dtype if training else "auto")
+            seed=self._seed, dtype=training.dtype if training else "auto", adapters=self._asked)
 
     def _columns(self) -> dict[str, ChatColumn]:
-        return {"base": self.base, "tuned": self.tuned} if self.picker.adapter else {"base": self.base}
+        return {"base": self.base, "tuned": self.tuned} if self.mixer.rows else {"base": self.base}
+
+    def _column(self, name: str) -> ChatColumn:
+        return self.tuned if name == "tuned" else self.base
 
     def _model(self) -> str:
-        return self._config.model.path if self._config else self._base_model
+        return self._config.model.path if self._config else self._other_base or self._base_model
 
     def stop(self) -> None:
         """End the answers; what was said stays."""
@@ -209,11 +244,11 @@ class ChatPage(QWidget):
 
     @Slot(object)
     def _token(self, event: events.TokenGenerated) -> None:
-        self._columns()[event.column].append(event.text)
+        self._column(event.column).append(event.text)
 
     @Slot(object)
     def _done(self, event: events.GenerationDone) -> None:
-        self._columns()[event.column].end_answer(event.tokens, event.seconds, event.stopped)
+        self._column(event.column).end_answer(event.tokens, event.seconds, event.stopped)
         self._compare(self._seed)
 
     def _compare(self, turn: int) -> None:
@@ -273,6 +308,7 @@ class ChatPage(QWidget):
         run, adapter = self.picker.run, self.picker.adapter
         self._config = None
         if run is not None:
+            self._other_base = ""
             try:
                 self._config = RunFolder(run.path).config()
             except CoreError as error:
@@ -280,13 +316,41 @@ class ChatPage(QWidget):
         if self.tuned.conversation and not self.input.toPlainText():
             self.input.setPlainText(self._last_question)  # ready to be asked of the other checkpoint
         self.settings.propose_system("")
-        self.tuned.setVisible(adapter is not None)
-        self.marks.setVisible(adapter is not None)
-        self.input.set_addressee("both models" if adapter is not None else "the base model")
-        self._tuned_card.setVisible(adapter is None)
         self.base.name.set_text(Path(self._model()).name if self._model() else "no base model chosen")
-        self.tuned.name.set_text(f"{run.name}, {adapter.title.lower()}" if run and adapter else "")
+        first = None
+        if run is not None and adapter is not None:
+            first = Ingredient(adapter.path, f"{run.name}, {adapter.title.lower()}", adapter.title == "Final model")
+        self.mixer.set_first(first, keep_others=self._model() == self._mixed_on and not (first and first.whole))
+        self._mixed_on = self._model()
         self.clear()
+
+    # --- which adapters --------------------------------------------------------------------
+
+    def _add_adapter(self, ingredient: Ingredient) -> None:
+        self._say("" if self.mixer.add(ingredient) else f"{ingredient.name} is in the list already.")
+
+    @Slot()
+    def _list_changed(self) -> None:
+        """An adapter came or went; while an answer comes this counts from the next question on."""
+        several = bool(self.mixer.rows)
+        if several and self.tuned.isHidden() and self.base.conversation and not self.busy:
+            self.clear()  # the tuned model has not heard what was said before
+        self.tuned.setVisible(several)
+        self._tuned_card.setVisible(not several)
+        self.marks.setVisible(several)
+        self.input.set_addressee("both models" if several else "the base model")
+        self.add_button.setEnabled(self.mixer.mixable)
+        self._strength_changed()
+
+    @Slot()
+    def _strength_changed(self) -> None:
+        """What counts has changed: the next token of an answer that comes obeys."""
+        self.tuned.name.set_text(self.mixer.words() if self.mixer.rows else "")
+        self.mix_button.setEnabled(self.mixer.mixable and bool(self.mixer.active()))
+        if self._operation is not None and self._asked:
+            self._operation.control.set_strengths(*self.mixer.strengths_of(self._asked))
+
+    # --- examples --------------------------------------------------------------------------
 
     def _suggest(self) -> None:
         """Offer example questions from the run's own rows."""
@@ -327,8 +391,10 @@ class ChatPage(QWidget):
         self.input.setPlainText(question)
         self.send()
 
-    def _say(self, text: str) -> None:
+    @Slot(str, bool)
+    def _say(self, text: str, failed: bool = True) -> None:
         self.message.setText(text)
+        theme.set_role(self.message, "error" if failed else "help")
         self.message.setVisible(bool(text))
 
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802 -- Qt's name

@@ -52,7 +52,10 @@ def inspect_adapter(job: InspectAdapter, control: Control) -> Iterator[Event]:
     adapter = read_adapter(folder)
     control.check()
     card = describe(adapter)
-    if job.model:
+    bases: tuple[BaseMatch, ...] = ()
+    if not job.base:
+        pass
+    elif job.model:
         base = resolve(job.model)
         known = read_card(base)
         require_fit(adapter, known)
@@ -111,7 +114,7 @@ def compatible_verdicts(adapter: AdapterFile) -> list[Any]:
 
 def _settings(adapter: AdapterFile) -> tuple[dict[str, Any], str]:
     try:
-        return {**settings_from(adapter.config, list(adapter.pairs)), "start_from": str(adapter.path)}, ""
+        return {**settings_from(adapter.config, list(adapter.pairs), adapter.origin), "start_from": str(adapter.path)}, ""
     except ValueError as error:
         return {}, str(error)
 

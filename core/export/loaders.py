@@ -57,14 +57,6 @@ def verdicts(facts: AdapterFacts) -> list[LoaderVerdict]:
     return [_peft(facts), _vllm(facts), _llama_cpp(facts)]
 
 
-def best_form(peft: list[LoaderVerdict], compatible: list[LoaderVerdict]) -> str:
-    """"compatible" where more loaders read that form exactly, else "peft"."""
-    def right(found: list[LoaderVerdict]) -> int:
-        return sum(one.reads == "exactly" for one in found)
-
-    return "compatible" if right(compatible) > right(peft) else "peft"
-
-
 def _peft(facts: AdapterFacts) -> LoaderVerdict:
     return LoaderVerdict("peft", "exactly", "It knows every field of this file.")
 

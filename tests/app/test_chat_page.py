@@ -81,7 +81,7 @@ def test_both_columns_stream_and_hold_a_conversation(qtbot: QtBot, root: Path) -
     bench.ask("And now?")
     bench.settle()
     first, second = bench.generated()
-    assert first.adapter == root / "first" / "adapter" and first.model == "/models/SmolLM2"
+    assert first.uses == (jobs.AdapterUse(root / "first" / "adapter"),) and first.model == "/models/SmolLM2"
     assert (first.temperature, first.max_new_tokens) == (0.5, 99)
     system = ("system", "Be short.")  # proposed from the run's own rows
     assert first.conversations["base"] == (system, ("user", f"Hello {MARKUP}"))
@@ -171,7 +171,7 @@ def test_without_a_run_the_base_answers_alone(qtbot: QtBot, tmp_path: Path) -> N
     bench.ask("Hello")
     bench.settle()
     (job,) = bench.generated()
-    assert job.adapter is None and set(job.conversations) == {"base"} and job.model == "starter"
+    assert job.uses == () and set(job.conversations) == {"base"} and job.model == "starter"
     assert page.base.answers() == [f"base says {MARKUP}"]
 
 
@@ -183,7 +183,7 @@ def test_another_checkpoint_begins_anew_with_the_question_ready(qtbot: QtBot, ro
     assert bench.page.tuned.conversation == [] and bench.page.input.toPlainText() == "Hello"
     bench.page.send()
     bench.settle()
-    assert bench.generated()[-1].adapter == root / "first" / "checkpoints" / "step-000010"
+    assert bench.generated()[-1].uses[0].path == root / "first" / "checkpoints" / "step-000010"
 
 
 def test_clear_and_choose_run(qtbot: QtBot, root: Path) -> None:
@@ -304,3 +304,86 @@ def test_answers_are_copied(qtbot: QtBot, root: Path) -> None:
 
 def _chips(page: ChatPage) -> list[QPushButton]:
     return [one for one in page.findChildren(QPushButton) if one.property("role") == "chip" and one.parent() is page]
+
+
+def test_adapters_are_added_weighed_and_taken_away(qtbot: QtBot, root: Path) -> None:
+    other = make_run(root, f"second {MARKUP[:1]}").adapter
+    bench = Bench(qtbot, root)
+    page = bench.page
+    page.picker.choose(root / "first")
+    page.menu.take(other.parent)
+    assert [row.ingredient.path for row in page.mixer.rows] == [root / "first" / "adapter", other]
+    assert page.mixer.rows[0].remove_button.isHidden() and not page.mixer.rows[1].remove_button.isHidden()
+    page.mixer.rows[0].slider.setValue(70)
+    page.mixer.rows[1].box.setValue(-0.5)
+    assert page.mixer.rows[0].box.value() == 0.7 and page.mixer.rows[1].slider.value() == -50
+    assert page.tuned.name.full_text.startswith("0.7 · first")
+    bench.ask("Hello")
+    bench.settle()
+    assert [use.strength for use in bench.generated()[-1].uses] == [0.7, -0.5]
+    page.mixer.rows[1].tick.setChecked(False)
+    bench.ask("Again")
+    bench.settle()
+    assert [use.strength for use in bench.generated()[-1].uses] == [0.7, 0.0]
+    page.menu.take(other.parent)
+    assert "already" in page.message.text()
+    page.menu.take(root)
+    assert "holds no adapter" in page.message.text()
+    page.mixer.rows[1].remove_button.click()
+    assert len(page.mixer.rows) == 1
+
+
+def test_a_strength_reaches_the_answer_that_is_on_its_way(qtbot: QtBot, root: Path) -> None:
+    heard: list[object] = []
+
+    def script(job: jobs.Job, control: Control) -> Iterator[events.Event]:
+        if isinstance(job, jobs.Generate):
+            yield events.TokenGenerated("tuned", "Once")
+            while control.strengths is None or control.strengths.values != (0.25,):
+                time.sleep(0.005)
+            heard.append(control.strengths.values)
+            for column in job.conversations:
+                yield events.GenerationDone(column, 1, 0.1, False)  # type: ignore[arg-type]
+        yield events.Result()
+
+    bench = Bench(qtbot, root, script)
+    bench.ask("Tell me")
+    qtbot.waitUntil(lambda: bench.page.tuned.shown_text() == "Once", timeout=3000)
+    bench.page.mixer.rows[0].slider.setValue(25)
+    bench.settle()
+    assert heard == [(0.25,)]
+
+
+def test_an_adapter_made_elsewhere_is_tried_on_its_base(qtbot: QtBot, root: Path, tmp_path: Path) -> None:
+    bench = Bench(qtbot, root)
+    bench.page.choose_adapter(tmp_path / "elsewhere", "/models/theirs")
+    bench.ask("Hello")
+    bench.settle()
+    job = bench.generated()[-1]
+    assert job.model == "/models/theirs" and job.uses == (jobs.AdapterUse(tmp_path / "elsewhere"),)
+    bench.page.picker.choose(root / "first")
+    bench.ask("Hello")
+    bench.settle()
+    assert bench.generated()[-1].model == "/models/SmolLM2" and len(bench.generated()[-1].uses) == 1
+
+
+def test_the_mix_is_saved_as_asked(qtbot: QtBot, root: Path, tmp_path: Path) -> None:
+    def script(job: jobs.Job, control: Control) -> Iterator[events.Event]:
+        yield events.Result({"path": "/somewhere/mix", "rank": 4, "relative_error": 0.25}
+                            if isinstance(job, jobs.MixAdapters) else {})
+
+    bench = Bench(qtbot, root, script)
+    bench.page.mixer.rows[0].box.setValue(0.5)
+    bench.page.mix_button.click()
+    dialog = bench.page.saver.dialog
+    assert dialog is not None
+    dialog.how.setCurrentIndex(dialog.how.findData("svd"))
+    dialog.rank.setValue(4)
+    dialog.folder.setText(str(tmp_path))
+    assert not dialog.save_button.isEnabled()
+    dialog.folder.setText(str(tmp_path / "mix"))
+    dialog.save_button.click()
+    bench.settle()
+    asked = next(job for job in bench.client.jobs if isinstance(job, jobs.MixAdapters))
+    assert asked == jobs.MixAdapters((jobs.AdapterUse(root / "first" / "adapter", 0.5),), tmp_path / "mix", "svd", 4)
+    assert "25.0%" in bench.page.message.text()

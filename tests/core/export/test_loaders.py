@@ -9,8 +9,8 @@ from export_help import build_run, run_export
 
 from core.config import LoraConfig, ModelConfig, RunConfig
 from core.errors import AdapterError
-from core.export.inspect_adapter import compatible_verdicts, facts_of
-from core.export.loaders import AdapterFacts, best_form, verdicts
+from core.export.inspect_adapter import describe, facts_of
+from core.export.loaders import AdapterFacts, verdicts
 from core.jobs import Export
 from core.lora.adapter_file import read_adapter, save_adapter
 from core.lora.inject import inject, lora_layers
@@ -71,7 +71,7 @@ def test_the_compatible_form_is_the_same_adapter_for_everybody(tiny_model: Path,
     run = build_patterned(tmp_path / "run", tiny_model)
     before = read_adapter(run.adapter)
     assert reads(facts_of(before)) == ("exactly", "wrongly", "wrongly")
-    assert best_form(verdicts(facts_of(before)), compatible_verdicts(before)) == "compatible"
+    assert describe(before).best_form == "compatible"
     values, receipt, _ = run_export(Export(run.path, "adapter", tmp_path / "out", form="compatible",
                                            dtype=dtype))  # type: ignore[arg-type]
     assert receipt is not None
@@ -104,7 +104,7 @@ def test_peft_reads_the_compatible_form_the_same(tiny_model: Path, tmp_path: Pat
 def test_plain_lora_stays_as_it_is(tiny_model: Path, tmp_path: Path) -> None:
     made = build_run(tmp_path / "run", tiny_model)
     adapter = read_adapter(made.run.adapter)
-    assert best_form(verdicts(facts_of(adapter)), compatible_verdicts(adapter)) == "peft"
+    assert describe(adapter).best_form == "peft"
 
 
 def test_an_adapter_made_elsewhere_is_exported_and_merged(tiny_model: Path, tmp_path: Path) -> None:
