@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 
-from core.config import AdaLoraConfig, AdapterConfig, DoraConfig, LowRankConfig
+from core.config import AdaLoraConfig, AdapterConfig, DoraConfig, LowRankConfig, PatternedConfig
 from core.events import ModuleInfo
 from core.expert_names import written_module
 from core.fused_parts import chosen_parts, part_rows
@@ -28,6 +28,8 @@ def adapter_shapes(targets: Sequence[ModuleInfo], adapter: AdapterConfig) -> Sha
     for module in targets:
         name = f"base_model.model.{module.name}"
         rank = rank_of(module.name, adapter) * max(len(chosen_parts(module, adapter)), module.experts, 1)
+        if has_start(module, adapter):
+            rank *= 2
         if module.experts:  # all of them in one matrix, below a module of their own
             name = f"base_model.model.{written_module(module.name, names)}"
         if isinstance(adapter, AdaLoraConfig):  # as at its start
@@ -47,6 +49,11 @@ def adapter_shapes(targets: Sequence[ModuleInfo], adapter: AdapterConfig) -> Sha
     return shapes
 
 
+def has_start(module: ModuleInfo, adapter: AdapterConfig) -> bool:
+    """True where the file's update holds, beside what is trained, the start that is taken off (PiSSA, OLoRA)."""
+    return isinstance(adapter, PatternedConfig) and adapter.takes_from_base and module.type in ("Linear", "Conv1D")
+
+
 def trained_parameters(targets: Sequence[ModuleInfo], adapter: AdapterConfig) -> int:
     """How many numbers are trained: r (in + out) for each adapted module (arXiv 2106.09685, section 4.2), and more
     where the method asks for more."""
@@ -56,6 +63,9 @@ def trained_parameters(targets: Sequence[ModuleInfo], adapter: AdapterConfig) ->
         if parts:
             whole = len(parts) * module.out_features
             blank += rank_of(module.name, adapter) * (whole - sum(part_rows(module, parts)))
+    for module in targets:
+        if has_start(module, adapter):
+            blank += rank_of(module.name, adapter) * (module.in_features + module.out_features)
     tied = tied_head(targets, adapter)
     if tied is not None and isinstance(adapter, LowRankConfig):  # in the file twice
         blank += rank_of(tied.name, adapter) * (tied.in_features + tied.out_features)

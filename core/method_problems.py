@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Iterator
 
-from core.config import AdapterConfig, FullConfig, QLoraConfig, RunConfig
+from core.config import AdapterConfig, FullConfig, PatternedConfig, QLoraConfig, RunConfig
 from core.events import ModelCard
 from core.targets import matches_suffix
 
@@ -13,11 +13,22 @@ Told = tuple[str, str, str]  # field, message, hint
 def method_problems(config: RunConfig, card: ModelCard | None) -> list[Told]:
     """(field, message, hint) of everything that the run's method can not do."""
     adapter = config.adapter
+    told = [*_start_problems(adapter, card)] if isinstance(adapter, PatternedConfig) else []
     if isinstance(adapter, QLoraConfig):
-        return [*_quantisation_problems(config, adapter), *_trained_whole_problems(adapter, card)]
+        return [*told, *_quantisation_problems(config, adapter), *_trained_whole_problems(adapter, card)]
     if isinstance(adapter, FullConfig):
         return list(_full_problems(config))
-    return []
+    return told
+
+
+def _start_problems(adapter: PatternedConfig, card: ModelCard | None) -> Iterator[Told]:
+    if adapter.init == "orthogonal" and any(rank % 2 for rank in (adapter.rank, *adapter.rank_pattern.values())):
+        yield ("adapter.init", "The orthogonal start splits every rank in two, so ranks must be even.",
+               "Choose an even rank, or another start.")
+    parted = adapter.takes_from_base and adapter.fused_parts != ("q", "k", "v")
+    if parted and any(module.qkv_rows is not None for module in (card.modules if card is not None else ())):
+        yield ("adapter.init", f"The start {adapter.init} is taken from whole weights, not from query, key or value "
+               "alone.", "Choose all parts of fused layers, or another start.")
 
 
 def _quantisation_problems(config: RunConfig, adapter: QLoraConfig) -> Iterator[Told]:

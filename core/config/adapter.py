@@ -94,6 +94,11 @@ class PatternedConfig(LowRankConfig):
         "Where query, key and value are one layer (GPT-2, Phi-3, NeoX): which of them are adapted.",
         group="Adapter", more=True)
 
+    @property
+    def takes_from_base(self) -> bool:
+        """True for the starts that are a part of W; they are taken off the update, which is then of rank 2 r."""
+        return self.init in ("pissa", "olora")
+
     @field_validator("rank_pattern")
     @classmethod
     def _ranks_are_positive(cls, value: dict[str, int]) -> dict[str, int]:

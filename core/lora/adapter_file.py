@@ -6,6 +6,7 @@ explained in `peft_keys`;
 """
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,13 @@ from core.lora.config_file import read_object
 from core.lora.expert_layout import to_file
 from core.lora.experts import expert_matrices
 from core.lora.extra_files import Extras, copy_extras, read_extras
-from core.lora.fused_qkv import alpha_factor
+from core.lora.fused_qkv import alpha_factor, noted_parts
 from core.lora.inject import lora_layers, module_table
 from core.lora.layers import LoraLayer
 from core.lora.peft_fields import refuse_unknown_meaning
 from core.lora.peft_keys import PREFIX, Contents, LoraPair, sort_tensors
 from core.lora.tensor_file import write_tensors
+from core.lora.tokenizer_files import copy_tokenizer
 from core.targets import ADAPTABLE, NAMED_ONLY, alpha_of, matches_suffix
 
 _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,14 +85,17 @@ def saved_as(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def peft_config(model: nn.Module, adapter: PatternedConfig, base_name: str) -> dict[str, Any]:
     """adapter_config.json for the adapter of `model`; PEFT, vLLM and llama.cpp read it."""
     layers, experts = lora_layers(model), expert_matrices(model)
-    alpha = int(adapter.alpha) if adapter.alpha.is_integer() else adapter.alpha
-    ranks = {name: layer.rank for name, layer in (layers | experts).items() if layer.rank != adapter.rank}
+    rank, alpha = adapter.rank, adapter.alpha
+    if adapter.takes_from_base:  # the start doubles the rank; alpha grows so that the scale stays
+        rank, alpha = 2 * rank, alpha * (math.sqrt(2) if adapter.rslora else 2)
+    ranks = {name: layer.rank if name in experts else layer.written_rank for name, layer in (layers | experts).items()}
+    ranks = {name: value for name, value in ranks.items() if value != rank}
     alphas = {name: alpha_of(name, adapter) * alpha_factor(layer, adapter.rslora)
               for name, layer in (layers | experts).items()}
-    alphas = {name: value for name, value in alphas.items() if value != adapter.alpha}
+    alphas = {name: value for name, value in alphas.items() if value != alpha}
     return {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name,
-        "r": adapter.rank, "lora_alpha": alpha, "lora_dropout": adapter.dropout,
+        "r": rank, "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha, "lora_dropout": adapter.dropout,
         **_targets(model, layers, adapter),
         "fan_in_fan_out": any(isinstance(layer.base, Conv1D) for layer in layers.values()),
         "init_lora_weights": True, "inference_mode": True, "use_rslora": adapter.rslora,
@@ -140,7 +145,7 @@ def save_adapter(folder: Path, model: nn.Module, adapter: PatternedConfig, base_
     """Write the adapter of `model` as a new folder, in `adapter.save_dtype`, whole or not at all."""
     with files.atomic_folder(folder) as temporary:
         write_adapter(temporary, adapter_tensors(model, _TORCH_DTYPES[adapter.save_dtype]),
-                      peft_config(model, adapter, base_name), origin or {})
+                      peft_config(model, adapter, base_name), {**(origin or {}), **noted_parts(model)})
 
 
 def copy_adapter(source: Path, folder: Path, save_dtype: str) -> None:
@@ -153,6 +158,7 @@ def copy_adapter(source: Path, folder: Path, save_dtype: str) -> None:
             write_adapter(temporary, tensors, adapter.config, adapter.origin)
         else:
             write_origin(temporary, adapter.origin)
+        copy_tokenizer(source, temporary)
         copy_extras(source, temporary, dtype, adapter.origin)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from core.lora.fused_dora import fused_dora_linear
 from core.lora.inject import lora_layers
 from core.lora.layers import LoraLayer
 from core.lora.lora import Lora
@@ -30,6 +31,8 @@ class DoraLayer(LoraLayer):
         super().__init__(*args, **kwargs)
         self.register_buffer("weight_square", self._rows().float().square().sum(dim=1), persistent=False)
         self.magnitude = nn.Parameter(self._weight_square().sqrt())
+        self._norm_of: tuple[Any, ...] = ()  # what the kept norm was computed from
+        self._norm: Tensor | None = None
 
     def peft_tensors(self) -> dict[str, Tensor]:
         """What an adapter file holds of this layer, by PEFT's names below the module's."""
@@ -44,11 +47,19 @@ class DoraLayer(LoraLayer):
         """The frozen weight as (out, in)."""
         return self.weight.T if isinstance(self.base, Conv1D) else self.weight
 
-    @torch.no_grad()
     def norm(self) -> Tensor:
-        """||W + s B A|| by rows, (out,)."""
-        lora_a, lora_b = self.lora_a.float(), self.lora_b.float()
-        crossed = ((self._rows().float() @ lora_a.T) * lora_b).sum(dim=1)  # <W, B A> by rows
+        """||W + s B A|| by rows, (out,); computed anew when A or B has changed, so once in a step."""
+        parts = (self.lora_a, self.lora_b, *(self.start() or ()))
+        now = (self.scale, *[(part.data_ptr(), part.dtype, part._version) for part in parts])
+        if self._norm is None or now != self._norm_of:
+            # a tensor made in inference mode could not be used in a later step of training
+            with torch.inference_mode(False), torch.no_grad():
+                self._norm, self._norm_of = self._computed_norm(), now
+        return self._norm
+
+    def _computed_norm(self) -> Tensor:
+        lora_a, lora_b = self.right(), self.left()
+        crossed = ((self._rows().to(lora_a.dtype) @ lora_a.T) * lora_b).sum(dim=1)  # <W, B A> by rows
         update = ((lora_b @ (lora_a @ lora_a.T)) * lora_b).sum(dim=1)  # ||B A||² by rows
         square = self._weight_square() + 2 * self.scale * crossed + self.scale ** 2 * update
         return square.clamp_min(0).sqrt()
@@ -57,16 +68,34 @@ class DoraLayer(LoraLayer):
         """(..., in) -> (..., out), in the dtype of the base."""
         if not self.enabled:
             return self.base(x)
-        result = self.base(x)
-        if self.bias is not None:
-            result = result - self.bias
-        dropped = x.to(self.lora_a.dtype)
         if self.training and self.dropout > 0:
-            dropped = F.dropout(dropped, self.dropout)
+            return self._dropping_forward(x)
+        trained_bias = self.bias is not None and self.bias.requires_grad
+        if x.dtype == self.weight.dtype == self.lora_a.dtype and torch.is_grad_enabled() and not trained_bias:
+            return fused_dora_linear(x, self._rows(), self.bias, self.right(), self.left(), self.magnitude,
+                                     self.norm(), self.scale)
+        straight = self.base(x)
+        if self.bias is not None:
+            straight = straight - self.bias
+        update = self.scale * F.linear(F.linear(x.to(self.lora_a.dtype), self.right()), self.left())
+        result = (self.magnitude / self.norm() * (straight.to(update.dtype) + update)).to(straight.dtype)
+        return result if self.bias is None else result + self.bias
+
+    def _dropping_forward(self, x: Tensor) -> Tensor:
+        """What DoRA adds to the base sees the dropped input, in its part of W as in that of B A, as in PEFT."""
+        whole = x.to(self.lora_a.dtype)
+        dropped = F.dropout(whole, self.dropout)
+        straight = F.linear(dropped.to(self.weight.dtype), self._rows()).to(dropped.dtype)
         update = self.scale * F.linear(F.linear(dropped, self.lora_a), self.lora_b)
         share = self.magnitude / self.norm()  # (out,)
-        result = (share * (result.to(update.dtype) + update)).to(result.dtype)
-        return result if self.bias is None else result + self.bias
+        added = (share - 1) * straight + share * update
+        start = self.start()
+        if start is not None:  # a part of W, so it stands beside the base's output and in `straight`
+            start_a, start_b = start
+            added = added - self.scale * (F.linear(F.linear(whole, start_a), start_b)
+                                          + (share - 1) * F.linear(F.linear(dropped, start_a), start_b))
+        result = self.base(x)
+        return result + added.to(result.dtype)
 
 
 class Dora(Lora):
@@ -75,7 +104,7 @@ class Dora(Lora):
     kind: ClassVar[type[LoraLayer]] = DoraLayer
 
     def groups(self, model: PreTrainedModel) -> list[ParameterGroup]:
-        """A, B and the magnitudes."""
+        """A, B and the magnitudes, which learn as fast as B (as in PEFT's LoRA+)."""
         magnitudes = {f"{name}.magnitude": layer.magnitude for name, layer in lora_layers(model).items()
                       if isinstance(layer, DoraLayer)}
-        return [*super().groups(model), ParameterGroup(magnitudes)]
+        return [*super().groups(model), ParameterGroup(magnitudes, rate=self.adapter.lora_plus_ratio)]

@@ -79,6 +79,11 @@ class LoraLayer(AdapterModule):
         start_a, start_b = self._buffers.get("start_a"), self._buffers.get("start_b")
         return None if start_a is None or start_b is None else (start_a, start_b)
 
+    @property
+    def written_rank(self) -> int:
+        """The rank in an adapter file, where a start is a part of the update."""
+        return self.rank if self.start() is None else 2 * self.rank
+
     def right(self) -> Tensor:
         """The right factor of the update, (r, in); with a start (2 r, in)."""
         start = self.start()
@@ -108,7 +113,8 @@ class LoraLayer(AdapterModule):
         if start is None:
             update = F.linear(F.linear(dropped, self.right()), self.left())
         else:  # the start stands for a part of W, whose input is never dropped
-            update = F.linear(F.linear(dropped, self.lora_a), self.lora_b) - F.linear(F.linear(whole, start[0]), start[1])
+            update = F.linear(F.linear(dropped, self.lora_a), self.lora_b)
+            update = update - F.linear(F.linear(whole, start[0]), start[1])
         result = self.base(x)
         return result + (self.scale * update).to(result.dtype)
 

@@ -5,7 +5,7 @@ new file, its table in `core.config`, and one line in `core.lora.adaptation`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,15 @@ class ParameterGroup:
 
 @dataclass(frozen=True)
 class Material:
-    """What a method may look at when it is put on: prepared training rows, the seed, and the tokenizer."""
+    """What a method may look at when it is put on: prepared training rows, the seed, and the tokenizer.
+
+    `check` raises Cancelled where the run was told to stop; a method that needs long calls it now and then.
+    """
 
     rows: Sequence[Any]  # core.data.template.EncodedRow; this room does not import that one
     seed: int
     tokenizer: PreTrainedTokenizerBase | None = None
+    check: Callable[[], None] = lambda: None
 
 
 class Method(ABC):

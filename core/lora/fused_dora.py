@@ -1,0 +1,64 @@
+"""The DoRA product as one autograd function, beside `core.lora.fused`.
+
+With V = W + s B A, the row lengths n = ||V|| and the shares c = m / n, n held constant (arXiv 2402.09353,
+section 4.3):
+
+    forward   z = x Vᵀ = x Wᵀ + s (x Aᵀ) Bᵀ,   y = c z + b
+    backward  dm = Σ dY z / n,   dZ = c dY,   g = dZ B,   dA = s gᵀ x,   dB = s dZᵀ (x Aᵀ),   dX = dZ W + s g A
+
+Kept for the backward: x, the small x Aᵀ, z and the weights. V is never formed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _FusedDoraLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor,
+                magnitude: Tensor, norm: Tensor, scale: float) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])  # (N, in)
+        low = flat @ lora_a.T  # (N, r)
+        straight = (flat @ weight.T).addmm_(low, lora_b.T, alpha=scale)  # (N, out)
+        share = magnitude / norm
+        y = straight * share if bias is None else torch.addcmul(bias, straight, share)
+        ctx.save_for_backward(flat, low, straight, weight, lora_a, lora_b, norm, share)
+        ctx.scale = scale
+        ctx.x_shape = x.shape
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        flat, low, straight, weight, lora_a, lora_b, norm, share = ctx.saved_tensors
+        grad = grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1])  # (N, out)
+        buffer = grad * straight
+        grad_magnitude = buffer.sum(dim=0).div_(norm)
+        grad = torch.mul(grad, share, out=buffer)
+        grad_low = grad @ lora_b  # (N, r)
+        grad_a = torch.mm(grad_low.T, flat).mul_(ctx.scale)
+        grad_b = torch.mm(grad.T, low).mul_(ctx.scale)
+        grad_x = None
+        if ctx.needs_input_grad[0]:  # the lowest adapted layer needs none
+            grad_x = (grad @ weight).addmm_(grad_low, lora_a, alpha=ctx.scale).view(ctx.x_shape)
+        return grad_x, None, None, grad_a, grad_b, grad_magnitude, None, None
+
+
+def fused_dora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor,
+                      magnitude: Tensor, norm: Tensor, scale: float) -> Tensor:
+    """magnitude / norm · (x Wᵀ + scale (x Aᵀ) Bᵀ) + b, differentiable in x, A, B and magnitude.
+
+    Args:
+        x: (..., in).
+        weight: (out, in), frozen.
+        bias: (out,) or None, frozen.
+        lora_a: (r, in).
+        lora_b: (out, r).
+        magnitude: (out,).
+        norm: ||W + scale B A|| by rows, (out,), held constant.
+        scale: alpha / r.
+    """
+    result = _FusedDoraLinear.apply(x, weight, bias, lora_a, lora_b, magnitude, norm, scale)
+    assert isinstance(result, Tensor)
+    return result
