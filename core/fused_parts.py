@@ -6,6 +6,7 @@ from core.config import DoraConfig, LowRankConfig, PatternedConfig
 from core.events import ModuleInfo
 
 PARTS = ("q", "k", "v")
+PARTS_KEY = "fused_parts"  # in workbench.json, where only some of them were adapted
 FUSED_KINDS = frozenset({"c_attn", "qkv_proj", "query_key_value", "Wqkv"})
 
 

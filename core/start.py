@@ -4,12 +4,15 @@ Plain Python without torch: the form and the command line ask this while one typ
 """
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.adapter_folder import is_adapter_folder
+from core.adapter_folder import ORIGIN_NAME, is_adapter_folder
 from core.config import METHODS, DoraConfig, PatternedConfig
+from core.expert_names import parameter_of
+from core.fused_parts import FUSED_KINDS, PARTS, PARTS_KEY
 
 ADAPTER_CONFIG = "adapter_config.json"
 _LARGEST_BYTES = 4 * 2**20
@@ -31,13 +34,16 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: there is none, or it is damaged; the words are for a person.
     """
-    path = folder / ADAPTER_CONFIG
+    return _read_json(folder / ADAPTER_CONFIG)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_BYTES:
             raise ValueError(f"{path} is far too large for a configuration")
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
-        raise ValueError(f"{folder} holds no adapter") from None
+        raise ValueError(f"{path.parent} holds no adapter") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         raise ValueError(f"{path} is not valid JSON") from None
     if not isinstance(values, dict):
@@ -52,8 +58,14 @@ def target_list(config: dict[str, Any], modules: Sequence[str]) -> list[str]:
     return sorted(own) if plain and not any(config.get(name) for name in _LIMITS_TARGETS) else sorted(modules)
 
 
-def settings_from(config: dict[str, Any], modules: Sequence[str]) -> dict[str, Any]:
+def settings_from(config: dict[str, Any], modules: Sequence[str], origin: Mapping[str, Any] | None = None,
+                  ) -> dict[str, Any]:
     """The fields of the table [adapter] with which training goes on from an adapter; `start_from` is not among them.
+
+    Args:
+        config: adapter_config.json.
+        modules: the names of all pairs of the adapter.
+        origin: workbench.json, where there is one.
 
     Raises:
         ValueError: no method that is offered here goes on from it; says why.
@@ -68,15 +80,38 @@ def settings_from(config: dict[str, Any], modules: Sequence[str]) -> dict[str, A
     values = {
         "method": "dora" if config.get("use_dora") else "lora", "rank": config.get("r"),
         "alpha": config.get("lora_alpha"), "dropout": config.get("lora_dropout") or 0.0,
-        "rslora": bool(config.get("use_rslora")), "target_modules": target_list(config, modules),
+        "rslora": bool(config.get("use_rslora")), "target_modules": _targets(config, modules),
         "rank_pattern": _plain_pattern(config.get("rank_pattern")),
         "alpha_pattern": _plain_pattern(config.get("alpha_pattern")),
     }
+    values |= _parts(values, origin or {})
     try:
         METHODS[values["method"]].model_validate(values)
     except ValueError:
         raise ValueError("its settings are outside of what can be trained here") from None
     return values
+
+
+def _targets(config: dict[str, Any], modules: Sequence[str]) -> list[str]:
+    """Modules, and parameters of experts, by names that mean exactly these."""
+    parameters = [str(name).removesuffix(".weight") for name in config.get("target_parameters") or ()]
+    return sorted({*parameters, *target_list(config, [parameter_of(name) or name for name in modules])})
+
+
+def _parts(values: dict[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that differ where only parts of fused layers were adapted: the file has the rank of all together."""
+    parts = origin.get(PARTS_KEY)
+    if not isinstance(parts, list) or not parts:
+        return {}
+    factor = math.sqrt(len(parts)) if values["rslora"] else len(parts)
+    own = {name: (number / len(parts), values["alpha_pattern"].get(name, values["alpha"]) / factor)
+           for name, number in values["rank_pattern"].items() if name.rpartition(".")[2] in FUSED_KINDS}
+    ranks = {**values["rank_pattern"], **{name: rank for name, (rank, _) in own.items()}}
+    alphas = {**values["alpha_pattern"], **{name: alpha for name, (_, alpha) in own.items()}}
+    return {"fused_parts": parts,
+            "rank_pattern": {name: int(rank) for name, rank in ranks.items() if rank != values["rank"]},
+            "alpha_pattern": {name: alpha for name, alpha in alphas.items()
+                              if not math.isclose(alpha, values["alpha"], rel_tol=1e-9)}}
 
 
 def _plain_pattern(pattern: Any) -> dict[str, Any]:
@@ -91,10 +126,16 @@ def start_problem(adapter: PatternedConfig) -> tuple[str, str, str] | None:
     if not adapter.start_from:
         return None
     try:
-        config = read_adapter_config(adapter_folder(Path(adapter.start_from)))
-        wanted = settings_from(config, ["-"])
+        folder = adapter_folder(Path(adapter.start_from))
+        origin = _read_json(folder / ORIGIN_NAME) if (folder / ORIGIN_NAME).exists() else {}
+        wanted = settings_from(read_adapter_config(folder), ["-"], origin)
     except ValueError as error:
         return "start_from", f"Training can not go on from this adapter: {error}.", "Choose another one, or empty it."
+    return _difference(adapter, wanted)
+
+
+def _difference(adapter: PatternedConfig, wanted: dict[str, Any]) -> tuple[str, str, str] | None:
+    """The first field in which the run is unlike the adapter that it goes on from."""
     if adapter.init != "kaiming":
         return "init", "A run that goes on from an adapter has its start already.", "Set it to kaiming."
     if wanted["method"] != ("dora" if isinstance(adapter, DoraConfig) else "lora"):
@@ -103,4 +144,8 @@ def start_problem(adapter: PatternedConfig) -> tuple[str, str, str] | None:
         if getattr(adapter, name) != wanted[name]:
             shown = "on" if wanted[name] is True else "off" if wanted[name] is False else f"{wanted[name]:g}"
             return name, f"The adapter to start from has another value here: {shown}.", "Set the same."
+    parts = tuple(wanted.get("fused_parts", PARTS))
+    if adapter.fused_parts != parts:
+        return ("fused_parts", f"The adapter to start from has other parts of fused layers: {', '.join(parts)}.",
+                "Set the same.")
     return None

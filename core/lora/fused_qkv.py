@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from core.events import ModuleInfo
-from core.fused_parts import PARTS
+from core.fused_parts import PARTS, PARTS_KEY
 from core.lora.layers import LoraLayer
 
 
@@ -136,6 +136,13 @@ class FusedQkvLayer(LoraLayer):
         rows, columns = self.get_buffer("_row").cpu(), self.get_buffer("_column").cpu()
         self.lora_b.copy_(block_b.cpu()[rows, columns])
 
+    @torch.no_grad()
+    def holds(self, block_b: Tensor) -> bool:
+        """True where B (out, k r) is zero outside of the blocks of these parts."""
+        rest = block_b.detach().cpu().clone()
+        rest[self.get_buffer("_row").cpu(), self.get_buffer("_column").cpu()] = 0
+        return not bool(rest.any())
+
     def extra_repr(self) -> str:
         """What `print(model)` shows of this layer."""
         return f"parts={''.join(self.parts)}, rank={self.part_rank}, scale={self.scale:g}, dropout={self.dropout:g}"
@@ -167,6 +174,12 @@ def parts_of(block_b: Tensor, layout: QkvLayout) -> tuple[str, ...] | None:
         if len(found) == count and found == sorted(set(found)):
             return tuple(PARTS[number] for number in found)
     return None
+
+
+def noted_parts(model: nn.Module) -> dict[str, Any]:
+    """What workbench.json says of the parts, so that training can go on with them; nothing for plain layers."""
+    found = next((module.parts for module in model.modules() if isinstance(module, FusedQkvLayer)), None)
+    return {} if found is None else {PARTS_KEY: list(found)}
 
 
 def fused_kind(layout: QkvLayout, parts: Sequence[str]) -> Any:

@@ -21,7 +21,9 @@ from core.lora.adapter_file import adapter_tensors, read_adapter, save_adapter
 from core.lora.attach import load_adapter
 from core.lora.experts import ExpertsLayer, expert_matrices, wrap_expert
 from core.lora.inject import adapter_disabled, inject, lora_layers, module_table, remove
+from core.lora.start import start_from
 from core.models.load import load_model
+from core.start import settings_from
 from core.targets import select_targets
 
 IDS = torch.arange(20, 60)[None]
@@ -265,3 +267,23 @@ def test_every_expert_has_a_pair_of_its_own(tmp_path: Path) -> None:
     deltas = expert_matrices(model)["model.layers.1.mlp.experts.gate_up_proj"].delta()
     for number in range(4):
         torch.testing.assert_close(pairs[f"model.layers.1.mlp.experts.gate_up_proj.{number}"].delta(), deltas[number])
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_training_goes_on_from_an_adapter(family: str, tmp_path: Path) -> None:
+    base = build_tiny(family, tmp_path / "base")
+    model = _load(base)
+    adapter = LoraConfig(rank=4, alpha=6.0)
+    _trained(model, adapter)
+    save_adapter(tmp_path / "adapter", model, adapter, str(base))
+    file = read_adapter(tmp_path / "adapter")
+    again = LoraConfig(**settings_from(file.config, list(file.pairs), file.origin),
+                       start_from=str(tmp_path / "adapter"))
+    fresh = _load(base)
+    inject(fresh, again, seed=3)
+    start_from(fresh, again, "")
+    for name, matrix in expert_matrices(fresh).items():
+        assert torch.equal(matrix.lora_a, expert_matrices(model)[name].lora_a)
+        assert torch.equal(matrix.lora_b, expert_matrices(model)[name].lora_b)
+    with torch.no_grad():
+        torch.testing.assert_close(fresh(IDS).logits, model(IDS).logits, rtol=0, atol=0)

@@ -34,7 +34,9 @@ from core.lora.adapter_file import adapter_tensors, read_adapter, save_adapter
 from core.lora.attach import load_adapter
 from core.lora.fused_qkv import FusedQkvLayer, layout_of, parts_of
 from core.lora.inject import inject, lora_layers, module_table, remove
+from core.lora.start import start_from
 from core.models.load import load_model
+from core.start import settings_from, start_problem
 from core.targets import select_targets
 
 IDS = torch.arange(10, 34)[None]
@@ -251,3 +253,34 @@ def test_all_three_parts_are_a_plain_lora(tmp_path: Path) -> None:
     save_adapter(tmp_path / "adapter", model, adapter, str(base))
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["rank_pattern"] == {}
     assert read_adapter(tmp_path / "adapter").pairs["transformer.h.0.attn.c_attn"].lora_a.shape == (4, 64)
+
+
+def test_training_goes_on_with_the_same_parts(tmp_path: Path) -> None:
+    base = build_tiny("gpt_neox", tmp_path / "base")
+    model = load_model(base, torch.device("cpu"), torch.float32)
+    adapter = LoraConfig(rank=4, alpha=6.0, rslora=True, fused_parts=("q", "v"))
+    layers = _trained(model, adapter)
+    save_adapter(tmp_path / "adapter", model, adapter, str(base))
+    file = read_adapter(tmp_path / "adapter")
+    settings = settings_from(file.config, list(file.pairs), file.origin)
+    again = LoraConfig(**settings, start_from=str(tmp_path / "adapter"))
+    assert (again.rank, again.alpha, again.fused_parts, again.rank_pattern, again.alpha_pattern) == (
+        4, 6.0, ("q", "v"), {}, {})
+    fresh = load_model(base, torch.device("cpu"), torch.float32)
+    inject(fresh, again, seed=3)
+    start_from(fresh, again, "")
+    for name, layer in lora_layers(fresh).items():
+        assert torch.equal(layer.lora_a, layers[name].lora_a)
+        assert torch.equal(layer.lora_b, layers[name].lora_b)
+    other = again.model_copy(update={"fused_parts": ("k", "v")})
+    problem = start_problem(other)
+    assert problem is not None
+    assert problem[:1] == ("fused_parts",)
+    plain = tmp_path / "plain"  # as another program would leave it, without a note of the parts
+    save_adapter(plain, model, adapter, str(base))
+    (plain / "workbench.json").unlink()
+    rest = LoraConfig(rank=4, alpha=6.0, rslora=True, fused_parts=("k", "v"), start_from=str(plain))
+    wrong = load_model(base, torch.device("cpu"), torch.float32)
+    inject(wrong, rest, seed=3)
+    with pytest.raises(AdapterError, match="other parts"):
+        start_from(wrong, rest, "")
