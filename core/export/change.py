@@ -30,7 +30,7 @@ def delta_rows(pair: LoraPair, weight: Tensor, start: int, stop: int, transposed
     """
     update = _update(pair, start, stop, transposed)
     if pair.magnitude is None:
-        return update.float()
+        return update.float().reshape(weight.shape)  # of a convolution: (out, in · k) to (out, in, k)
     base = weight.double()
     changed = base + update
     magnitude = pair.magnitude.double()
@@ -39,6 +39,34 @@ def delta_rows(pair: LoraPair, weight: Tensor, start: int, stop: int, transposed
         return changed.mul_(magnitude / length).sub_(base).float()
     length = changed.square().sum(dim=1).sqrt()
     return changed.mul_((magnitude[start:stop] / length)[:, None]).sub_(base).float()
+
+
+def changed_rows(tensor: PlannedTensor, weight: Tensor, start: int, stop: int,
+                 norm: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Rows `start` to `stop` of W' and of W' - W as they are stored, in fp32, or fp64 where W is.
+
+    `weight` are the base's rows, zero where it has none; the rest as for `delta_rows`.
+    """
+    base = weight if weight.dtype == torch.float64 else weight.float()
+    change = tensor.change
+    merged = base if change.value is None else change.value[start:stop].to(base.dtype)
+    if change.pair is not None:
+        delta = delta_rows(change.pair, merged, start, stop, tensor.transposed, norm)
+        merged = merged + delta
+        if change.value is None and change.rows is None:
+            return merged, delta
+    if change.rows is not None:
+        inside = [(place, index - start) for place, index in enumerate(change.rows.indices) if start <= index < stop]
+        merged = merged.clone()
+        merged[[index for _, index in inside]] = change.rows.values[[place for place, _ in inside]].to(merged.dtype)
+    return merged, (merged - base).float()
+
+
+def source_rows(tensor: PlannedTensor, reader: TensorReader, start: int, stop: int) -> Tensor:
+    """The base's rows, zero where the vocabulary grew beyond them."""
+    known = reader.rows(tensor.source, min(start, tensor.source.rows), min(stop, tensor.source.rows))
+    missing = stop - start - known.shape[0] if tensor.source.shape else 0
+    return known if missing == 0 else torch.cat([known, known.new_zeros(missing, *known.shape[1:])])
 
 
 def output_norms(tensor: PlannedTensor, blocks: Iterable[tuple[int, int]], reader: TensorReader,

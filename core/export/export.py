@@ -5,7 +5,7 @@ import errno
 import json
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core import files
 from core.adapter_folder import adapter_folder_bytes, is_adapter_folder, named_base
-from core.config import RunConfig
+from core.config import FullConfig, RunConfig
 from core.control import Control
 from core.errors import AdapterError, CoreError, ModelError
 from core.events import Event, Progress, Receipt, ReceiptReady, Result, Warned, to_plain
@@ -26,7 +26,9 @@ from core.export.merge import write_merged
 from core.export.plan import MergePlan, plan_merge
 from core.export.receipt import adapter_receipt, merged_receipt
 from core.export.shards import read_checkpoint
-from core.export.versions import AdapterCase, MergedCase
+from core.export.stand_in import dequantised_bytes, stored_dtype, write_assembled, write_dequantised
+from core.export.tried import tried_words
+from core.export.versions import AdapterCase, MergedCase, fits_whole
 from core.jobs import Export
 from core.lora.adalora_file import KIND as ADALORA
 from core.lora.adapter_file import (
@@ -34,17 +36,20 @@ from core.lora.adapter_file import (
     AdapterFile,
     contents_of,
     read_adapter,
+    read_origin,
     saved_as,
     write_adapter,
     write_origin,
 )
 from core.lora.extra_files import copy_extras
-from core.lora.peft_keys import LoraPair
+from core.lora.peft_keys import Contents, LoraPair
 from core.lora.plain_form import compatible_form, padded
+from core.lora.tokenizer_files import copy_tokenizer
 from core.models.card_file import new_card, write_card
 from core.models.companions import companion_bytes, copy_companions, write_model_config
 from core.models.inspect import fingerprint, read_card
 from core.models.library import display_name, resolve
+from core.models.quantise import Quantisation, quantisation_in
 from core.models.safety import check_files, check_model_folder
 from core.runs.folder import RunFolder
 from core.training.checkpoint import damage
@@ -64,6 +69,13 @@ class Source:
     base: Path
     base_name: str
     base_origin: str
+    what: str = "base + adapter"  # what a merged model must equal, in words
+    is_whole: bool = False  # full fine-tuning: `base` is the fine-tuned model itself
+
+    @property
+    def quantisation(self) -> Quantisation | None:
+        """How the base was held in training; None where it was not quantised."""
+        return quantisation_in(self.adapter.origin)
 
 
 def export(job: Export, control: Control) -> Iterator[Event]:
@@ -81,8 +93,11 @@ def export(job: Export, control: Control) -> Iterator[Event]:
     out = job.out.expanduser().absolute()
     yield Progress("Checking the run", 0, 0)
     source = find_source(job)
+    if job.dtype == "base" and job.merge_into == "dequantised":
+        job = replace(job, dtype=stored_dtype(source.base))  # the dequantised ones are held in another type
     control.check()
-    with _free_place(out), _words_for_full_disk(out):
+    with _free_place(out), _words_for_full_disk(out), files.scratch_folder(out.parent) as scratch:
+        source = yield from _stand_in(job, source, scratch, control)
         planned = None if job.to == "adapter" else _plan(job, source)
         _require_space(out, _needed_bytes(source, planned[0] if planned else None))
         with files.atomic_folder(out) as folder:
@@ -116,8 +131,40 @@ def find_source(job: Export) -> Source:
     if not run.config_path.exists() and is_adapter_folder(run.path):
         return _foreign_source(run.path, job.base)
     config = run.config()
+    base = resolve(config.model.path)
+    if isinstance(config.adapter, FullConfig):
+        return _whole_source(job, run, config, base)
     adapter = read_adapter(_adapter_folder(run, job.checkpoint))
-    return _source(run.path.name, config, adapter, resolve(config.model.path))
+    source = _source(run.path.name, config, adapter, base)
+    if job.merge_into == "dequantised" and (job.to != "merged" or source.quantisation is None):
+        raise AdapterError("Only a merged model of a QLoRA run can be made of dequantised weights.",
+                           "Leave this choice at the original weights.")
+    return source
+
+
+def _whole_source(job: Export, run: RunFolder, config: RunConfig, base: Path) -> Source:
+    """The model that full fine-tuning left, which takes the place of base and adapter."""
+    if job.to == "adapter":
+        raise AdapterError(f"The run {run.path.name} trained the whole model, so it has no adapter.",
+                           "Export the merged model, which is the fine-tuned one.")
+    folder = _learned_folder(run, job.checkpoint, run.model, "model")
+    adapter = AdapterFile(folder, Contents(), {}, read_origin(folder))
+    source = _source(run.path.name, config, adapter, base)
+    return replace(source, base=base if job.checkpoint else folder, what="the fine-tuned model", is_whole=True)
+
+
+def _stand_in(job: Export, source: Source, scratch: Path, control: Control) -> Generator[Event, None, Source]:
+    """The source with another folder as its base, where what is merged into lies nowhere yet."""
+    if source.is_whole and job.checkpoint:
+        _require_space(scratch, 4 * read_card(source.base).parameters)
+        yield Progress("Putting the checkpoint together", 0, 0)
+        write_assembled(source.base, source.adapter.path, scratch)
+        return replace(source, base=scratch)
+    if job.merge_into == "original" or source.quantisation is None:
+        return source
+    _require_space(scratch, dequantised_bytes(source.base, source.quantisation))
+    yield from write_dequantised(source.base, source.quantisation, scratch, control)
+    return replace(source, base=scratch, what=f"dequantised base ({source.quantisation.words}) + adapter")
 
 
 def _foreign_source(folder: Path, named: str) -> Source:
@@ -148,11 +195,16 @@ def _source(name: str, config: RunConfig | None, adapter: AdapterFile, base: Pat
 
 
 def _adapter_folder(run: RunFolder, checkpoint: str) -> Path:
+    return _learned_folder(run, checkpoint, run.adapter, "adapter")
+
+
+def _learned_folder(run: RunFolder, checkpoint: str, final: Path, kind: str) -> Path:
+    """A checkpoint, or what the run left: its adapter or its model."""
     if not checkpoint:
-        if not run.adapter.is_dir():
-            raise AdapterError(f"The run {run.path.name} has no final adapter yet.",
+        if not final.is_dir():
+            raise AdapterError(f"The run {run.path.name} has no final {kind} yet.",
                                "Choose one of its checkpoints, or let the training end.")
-        return run.adapter
+        return final
     known = {path.name: path for path in run.checkpoint_folders()}
     if checkpoint not in known:
         raise AdapterError(f"The run {run.path.name} has no checkpoint {checkpoint!r}.",
@@ -169,20 +221,30 @@ def _plan(job: Export, source: Source) -> tuple[MergePlan, ModelKeys]:
                            "not be merged.", "Export it as an adapter.")
     checkpoint = read_checkpoint(source.base)
     keys = match_keys(skeleton(source.base), checkpoint.tensors)
-    return plan_merge(checkpoint, keys, source.adapter.pairs, job.dtype, job.shard_bytes), keys
+    return plan_merge(checkpoint, keys, source.adapter.contents, job.dtype, job.shard_bytes), keys
 
 
 def _export_merged(job: Export, source: Source, plan: MergePlan, keys: ModelKeys, folder: Path, out: Path,
                    control: Control) -> Generator[Event, None, Receipt | None]:
     yield from write_merged(plan, folder, control)
     copy_companions(source.base, folder)
-    write_model_config(source.base, folder, job.dtype, plan.untied)
+    copy_tokenizer(source.adapter.path, folder)  # where it has more tokens than the base's
+    write_model_config(source.base, folder, job.dtype, plan.untied, plan.vocabulary)
     origin = f"Merged from {source.base_name} and the adapter of the run {source.name}."
+    if source.is_whole:
+        origin = f"Fine-tuned from {source.base_name} in the run {source.name}."
     write_card(folder, new_card(origin, source.base_name, 0, ""))
     if not job.receipt:
         return None
-    case = MergedCase(source.base, source.adapter.path, source.adapter.pairs, folder, plan, keys)
-    return (yield from merged_receipt(case, out, control))
+    case = MergedCase(source.base, source.adapter.path, source.adapter.pairs, folder, plan, keys,
+                      source.what, not source.is_whole)
+    receipt = yield from merged_receipt(case, out, control)
+    quantisation = source.quantisation
+    if quantisation is None or job.merge_into == "dequantised" or not fits_whole(case):
+        return receipt
+    yield Progress("Comparing with what was tried", 0, 0)
+    words = tried_words(source.base, source.adapter.path, folder, quantisation, control)
+    return replace(receipt, explanation=f"{receipt.explanation} {words}")
 
 
 def _export_adapter(job: Export, source: Source, folder: Path, out: Path,
@@ -201,6 +263,7 @@ def _export_adapter(job: Export, source: Source, folder: Path, out: Path,
     if tensors:
         write_adapter(folder, tensors, config, origin)
     write_origin(folder, origin)
+    copy_tokenizer(source.adapter.path, folder)
     copy_extras(source.adapter.path, folder, None if job.dtype == "base" else _TORCH_DTYPES[job.dtype], origin)
     yield Progress("Writing the adapter", 1, 1)
     if not job.receipt:
@@ -208,7 +271,8 @@ def _export_adapter(job: Export, source: Source, folder: Path, out: Path,
     # AdaLoRA's file holds A and E apart, each rounded for itself
     rounded = contents_of(tensors, config, folder).pairs if config.get("peft_type") == ADALORA else None
     written = read_adapter(folder)
-    case = AdapterCase(source.base, source.adapter.path, wanted, folder, written.pairs, rounded, extras, written.extras)
+    case = AdapterCase(source.base, source.adapter.path, wanted, folder, written.pairs, rounded, extras, written.extras,
+                       source.adapter.contents, written.contents)
     return (yield from adapter_receipt(case, out, control))
 
 

@@ -28,8 +28,9 @@ class ModelKeys:
     parameter_of: checkpoint key -> parameter name, for tensors that are loaded as they are.
     converted: checkpoint key -> parameter, for those put together from several tensors or split from one.
     tied: parameter -> the parameter whose tensor it shares.
-    transposed: parameters stored as (in, out).
+    transposed: parameters stored as (in, out); an embedding is one.
     shapes: parameter -> shape.
+    vocabulary: the weights of the input embedding and of the output head, which have one row for each token.
     """
 
     parameter_of: dict[str, str]
@@ -37,6 +38,7 @@ class ModelKeys:
     tied: dict[str, str]
     transposed: frozenset[str]
     shapes: dict[str, tuple[int, ...]]
+    vocabulary: frozenset[str] = frozenset()
 
     def tied_group(self, parameter: str) -> set[str]:
         """`parameter` and all that share its tensor."""
@@ -108,7 +110,7 @@ def match_keys(model: PreTrainedModel, keys: Iterable[str]) -> ModelKeys:
                 parameter_of[key] = name
                 break
     return ModelKeys(parameter_of, converted, dict(model.all_tied_weights_keys),
-                     _transposed(model), shapes)
+                     _transposed(model), shapes, _vocabulary(model))
 
 
 def _with_prefix(key: str, prefix: str, names: dict[str, tuple[int, ...]]) -> str:
@@ -121,4 +123,11 @@ def _with_prefix(key: str, prefix: str, names: dict[str, tuple[int, ...]]) -> st
 
 
 def _transposed(model: nn.Module) -> frozenset[str]:
-    return frozenset(f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D))
+    return frozenset(f"{name}.weight" for name, module in model.named_modules()
+                     if isinstance(module, Conv1D | nn.Embedding))
+
+
+def _vocabulary(model: PreTrainedModel) -> frozenset[str]:
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return frozenset(f"{name}.weight" for name, module in model.named_modules()
+                     if any(module is end for end in ends))

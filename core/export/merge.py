@@ -17,7 +17,7 @@ from core import files
 from core.control import Control
 from core.errors import ModelError
 from core.events import Event, Progress
-from core.export.change import delta_rows, output_norms
+from core.export.change import changed_rows, output_norms, source_rows
 from core.export.plan import MergePlan, PlannedTensor
 from core.export.shards import (
     BLOCK_BYTES,
@@ -83,7 +83,7 @@ def write_merged(plan: MergePlan, folder: Path, control: Control) -> Generator[E
 
 
 def _write_tensor(tensor: PlannedTensor, reader: TensorReader, writer: ShardWriter, control: Control) -> None:
-    if tensor.pair is None and tensor.spec.dtype == tensor.source.dtype:
+    if not tensor.change and tensor.spec.dtype == tensor.source.dtype:
         for start in range(0, tensor.source.nbytes, BLOCK_BYTES):
             control.check()
             writer.write(reader.raw(tensor.source, start, min(BLOCK_BYTES, tensor.source.nbytes - start)))
@@ -91,40 +91,48 @@ def _write_tensor(tensor: PlannedTensor, reader: TensorReader, writer: ShardWrit
     norm = output_norms(tensor, _blocks(tensor), reader, control)
     for start, stop in _blocks(tensor):
         control.check()
-        writer.write(expected_rows(tensor, reader.rows(tensor.source, start, stop), start, stop, norm=norm))
+        writer.write(expected_rows(tensor, source_rows(tensor, reader, start, stop), start, stop, norm))
 
 
 def _blocks(tensor: PlannedTensor) -> list[tuple[int, int]]:
-    rows = tensor.source.rows
-    return list(row_blocks(rows, tensor.source.elements // rows if rows else 0))
+    shape = tensor.spec.shape
+    return list(row_blocks(shape[0] if shape else 1, math.prod(shape[1:])))
 
 
-def expected_rows(tensor: PlannedTensor, weight: Tensor, start: int, stop: int, delta: Tensor | None = None,
-                  norm: Tensor | None = None) -> Tensor:
+def expected_rows(tensor: PlannedTensor, weight: Tensor, start: int, stop: int, norm: Tensor | None = None) -> Tensor:
     """What the file must hold for rows `start` to `stop`, given the base's rows.
 
-    `delta` are their `delta_rows`, if they are known; `norm` the tensor's `output_norms`, where the rows are not all.
+    `norm` are the tensor's `output_norms`, where the rows are not all.
 
     Raises:
         ModelError: a number does not fit the written type or is not finite.
     """
-    dtype = TORCH_DTYPES[tensor.spec.dtype]
-    if tensor.pair is None:
-        if tensor.spec.dtype == tensor.source.dtype:
-            return weight
-        written = weight.to(dtype)
-        if not torch.equal(torch.isfinite(written), torch.isfinite(weight)):
-            raise _does_not_fit(tensor)
-        return written
-    if weight.dtype != torch.float64:
-        weight = weight.float()
-    if delta is None:
-        delta = delta_rows(tensor.pair, weight, start, stop, tensor.transposed, norm)
-    merged = weight + delta
+    return _rows_and_delta(tensor, weight, start, stop, norm)[0]
+
+
+def _rows_and_delta(tensor: PlannedTensor, weight: Tensor, start: int, stop: int,
+                    norm: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The rows of the file, and the change that they should hold; None where there is none."""
+    if tensor.change:
+        merged, delta = changed_rows(tensor, weight, start, stop, norm)
+        return _written(tensor, merged), delta
+    return _unchanged(tensor, weight), None
+
+
+def _unchanged(tensor: PlannedTensor, weight: Tensor) -> Tensor:
+    if tensor.spec.dtype == tensor.source.dtype:
+        return weight
+    written = weight.to(TORCH_DTYPES[tensor.spec.dtype])
+    if not torch.equal(torch.isfinite(written), torch.isfinite(weight)):
+        raise _does_not_fit(tensor)
+    return written
+
+
+def _written(tensor: PlannedTensor, merged: Tensor) -> Tensor:
     if not torch.isfinite(merged).all():
         raise ModelError(f"Merging gives numbers that are not finite in {tensor.spec.name}.",
                          "The adapter or the base model is damaged; try an earlier checkpoint.")
-    written = merged.to(dtype)
+    written = merged.to(TORCH_DTYPES[tensor.spec.dtype])
     if not torch.isfinite(written).all():
         raise _does_not_fit(tensor)
     return written
@@ -156,16 +164,16 @@ def verify_merged(plan: MergePlan, written: Checkpoint, control: Control) -> Gen
             norm = output_norms(tensor, _blocks(tensor), base_reader, control)
             for start, stop in _blocks(tensor):
                 control.check()
-                base = base_reader.rows(tensor.source, start, stop)
+                base = source_rows(tensor, base_reader, start, stop)
                 found = reader.rows(record, start, stop)
-                delta = delta_rows(tensor.pair, base, start, stop, tensor.transposed, norm) if tensor.pair else None
-                same = same and _same_bits(found, expected_rows(tensor, base, start, stop, delta))
+                wanted, delta = _rows_and_delta(tensor, base, start, stop, norm)
+                same = same and _same_bits(found, wanted)
                 if delta is not None:
                     error_square += _square_norm(found.float() - base.float() - delta)
                     delta_square += _square_norm(delta)
             if not same:
                 report.damaged.append(tensor.spec.name)
-            if tensor.pair is not None:
+            if tensor.change:
                 report.add(tensor.spec.name, error_square, delta_square)
     yield Progress("Checking the written weights", len(tensors), len(tensors), "tensors")
     return report

@@ -1,5 +1,6 @@
 """What a merge will write, decided before the first byte: every tensor, its type, its shard."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -7,7 +8,8 @@ from typing import Any, Literal
 from core.errors import AdapterError, ModelError
 from core.export.keys import ModelKeys
 from core.export.shards import FLOATING, SINGLE_NAME, Checkpoint, TensorRecord, TensorSpec, in_file_order
-from core.lora.adapter_file import LoraPair
+from core.export.wanted import NOTHING, Change, vocabulary_of, wanted_changes
+from core.lora.peft_keys import Contents, LoraPair
 
 WrittenDtype = Literal["base", "fp32", "bf16", "fp16"]
 SAFETENSORS_DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
@@ -15,7 +17,7 @@ SAFETENSORS_DTYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor to be written: `spec` from `source`, changed by `pair` if there is one.
+    """One tensor to be written: `spec` from `source`, with what the adapter changes in it.
 
     `parameter` is its name in the model ("" where the model has no use for it); `transposed`
     says that it is stored as (in, out).
@@ -24,8 +26,13 @@ class PlannedTensor:
     spec: TensorSpec
     source: TensorRecord
     parameter: str
-    pair: LoraPair | None = None
+    change: Change = NOTHING
     transposed: bool = False
+
+    @property
+    def pair(self) -> LoraPair | None:
+        """The low-rank part of the change."""
+        return self.change.pair
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,13 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """All files to be written. `index` is None for a single file; `untied` when a shared head became its own."""
+    """All files to be written. `index` is None for a single file; `untied` when a shared head became its own;
+    `vocabulary` is the number of tokens where it grew."""
 
     shards: tuple[PlannedShard, ...]
     index: dict[str, Any] | None
     untied: bool
+    vocabulary: int | None = None
 
     @property
     def tensors(self) -> list[PlannedTensor]:
@@ -61,48 +70,49 @@ class MergePlan:
         return sum(shard.nbytes for shard in self.shards)
 
 
-def plan_merge(checkpoint: Checkpoint, keys: ModelKeys, pairs: dict[str, LoraPair], dtype: WrittenDtype,
+def plan_merge(checkpoint: Checkpoint, keys: ModelKeys, contents: Contents, dtype: WrittenDtype,
                shard_bytes: int = 0) -> MergePlan:
     """Decide what is written for base + adapter.
 
     Args:
         checkpoint: the base's weight files.
         keys: `match_keys` of that checkpoint.
-        pairs: the adapter by module name.
+        contents: what the adapter changes.
         dtype: "base" keeps each tensor's type; else every floating tensor gets this one.
         shard_bytes: 0 keeps the base's shards; else a new shard begins before it would grow larger.
 
     Raises:
-        AdapterError: a pair that belongs to no tensor of the base, or does not fit it.
+        AdapterError: a change that belongs to no tensor of the base, or does not fit it.
         ModelError: the base holds quantised or unknown number types where they must be changed.
     """
-    wanted = {f"{module}.weight": pair for module, pair in pairs.items()}
     keys_of = {parameter: key for key, parameter in keys.parameter_of.items()}
-    untied = {parameter for parameter in wanted if len(keys.tied_group(parameter)) > 1}
+    wanted, untied = wanted_changes(contents, keys, keys_of)
     extra = _untied_tensors(checkpoint, keys, keys_of, untied)
-    for parameter, pair in wanted.items():
+    for parameter, change in wanted.items():
         if parameter not in keys_of and all(parameter != name for name, _ in extra):
             raise _no_home(parameter, keys)
-        _check_shape(parameter, pair, keys)
+        _check_shapes(parameter, change, keys)
 
     def planned(record: TensorRecord, parameter: str, name: str) -> PlannedTensor:
         used = bool(parameter) or record.name in keys.converted  # what the model does not load stays as it is
-        spec = TensorSpec(name, _written_dtype(record, dtype if used else "base"), record.shape)
-        return PlannedTensor(spec, record, parameter, wanted.get(parameter), parameter in keys.transposed)
+        change = wanted.get(parameter, NOTHING)
+        shape = (change.length(record.shape[0]), *record.shape[1:]) if change else record.shape
+        spec = TensorSpec(name, _written_dtype(record, dtype if used else "base"), shape)
+        return PlannedTensor(spec, record, parameter, change, parameter in keys.transposed)
 
     shards = []
     for shard in checkpoint.shards:
         tensors = [planned(record, keys.parameter_of.get(record.name, ""), record.name) for record in shard.tensors]
         tensors += [planned(record, name, name) for name, record in extra if record.shard == shard.path]
         shards.append(PlannedShard(shard.path.name, tuple(tensors), shard.metadata or {"format": "pt"}))
-    for tensor in (tensor for shard in shards for tensor in shard.tensors if tensor.pair is not None):
+    for tensor in (tensor for shard in shards for tensor in shard.tensors if tensor.change):
         if tensor.source.dtype not in FLOATING:
             raise ModelError(f"{tensor.source.name} is stored as {tensor.source.dtype}; an adapter can not be merged "
                              "into quantised weights.", "Export the adapter, or train on the unquantised model.")
     if shard_bytes > 0:
         shards = _repack([tensor for shard in shards for tensor in shard.tensors], shard_bytes, shards[0].metadata)
     shards = [_ordered(shard) for shard in shards]
-    return MergePlan(tuple(shards), _index(shards, checkpoint), bool(untied))
+    return MergePlan(tuple(shards), _index(shards, checkpoint), bool(untied), vocabulary_of(wanted, keys))
 
 
 def _untied_tensors(checkpoint: Checkpoint, keys: ModelKeys, keys_of: dict[str, str],
@@ -128,10 +138,22 @@ def _no_home(parameter: str, keys: ModelKeys) -> AdapterError:
                         "Choose the base model that the adapter was trained on.")
 
 
-def _check_shape(parameter: str, pair: LoraPair, keys: ModelKeys) -> None:
-    shape = (pair.lora_b.shape[0], pair.lora_a.shape[1])
+def _check_shapes(parameter: str, change: Change, keys: ModelKeys) -> None:
     has = keys.shapes.get(parameter)
-    if has is None or (has[::-1] if parameter in keys.transposed else has) != shape:
+    if has is not None:
+        length = change.length(has[0]) if parameter in keys.vocabulary else has[0]
+        if (change.value is not None and tuple(change.value.shape) != (length, *has[1:])) or (
+                change.rows is not None and (len(has) != 2 or change.rows.values.shape[1] != has[1])):
+            raise AdapterError(f"The adapter changes {parameter} in another size than {has}.",
+                               "Choose the base model that the adapter was trained on.")
+        has = (length, *has[1:])
+    if change.pair is not None:
+        _check_pair(parameter, change.pair, has, transposed=parameter in keys.transposed)
+
+
+def _check_pair(parameter: str, pair: LoraPair, has: tuple[int, ...] | None, transposed: bool) -> None:
+    shape = (pair.lora_b.shape[0], pair.lora_a.shape[1])
+    if has is None or (has[::-1] if transposed else (has[0], math.prod(has[1:]))) != shape:
         raise AdapterError(f"The adapter's update of {parameter.removesuffix('.weight')} is {shape}, "
                            f"but the weight is {has}.", "Choose the base model that the adapter was trained on.")
 
@@ -170,7 +192,7 @@ def _index(shards: Sequence[PlannedShard], checkpoint: Checkpoint) -> dict[str, 
     tensors = [tensor for shard in shards for tensor in shard.tensors]
     metadata = {**(metadata or {}), "total_size": sum(tensor.spec.nbytes for tensor in tensors)}
     if "total_parameters" in metadata:
-        grown = sum(tensor.source.elements for tensor in tensors) - sum(
+        grown = sum(math.prod(tensor.spec.shape) for tensor in tensors) - sum(
             record.elements for record in checkpoint.tensors.values())
         metadata["total_parameters"] = int(metadata["total_parameters"]) + grown
     places = {tensor.spec.name: shard.name for shard in shards for tensor in shard.tensors}

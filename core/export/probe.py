@@ -115,7 +115,7 @@ class LayeredRunner:
         prefix, layers = decoder_layers(model)
         for name, parameter in list(model.named_parameters(remove_duplicate=True)):
             if not name.startswith(f"{prefix}."):
-                _set_everywhere(model, parameter, weights(name))
+                set_everywhere(model, parameter, weights(name))
         for number, layer in enumerate(layers):
             self._stream(f"{prefix}.{number}", layer)
         for name, pair in pairs.items():
@@ -175,7 +175,7 @@ def decoder_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return lists[sizes.index(max(sizes))]
 
 
-def _set_everywhere(model: nn.Module, old: nn.Parameter, value: Tensor) -> None:
+def set_everywhere(model: nn.Module, old: nn.Parameter, value: Tensor) -> None:
     """Replace a parameter in every module that shares it."""
     new = nn.Parameter(value, requires_grad=False)
     for module in model.modules():

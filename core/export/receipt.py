@@ -76,7 +76,11 @@ def adapter_receipt(case: AdapterCase, path: Path, control: Control,
                     whole: bool | None = None) -> Generator[Event, None, Receipt]:
     """Compare an exported adapter with the run's own; arguments as for `merged_receipt`."""
     report = compare_pairs(case.pairs, case.exported, case.rounded)
-    dtype = _TORCH_WORDS.get(next(iter(case.exported.values())).lora_a.dtype, "fp32")
+    report.damaged += damaged_extras(case.extras.tensors, case.exported_extras.tensors)
+    report.damaged += damaged_extras(case.contents.beside(), case.exported_contents.beside())
+    written = [*(pair.lora_a for pair in case.exported.values()), *case.exported_extras.tensors.values(),
+               *case.exported_contents.beside().values()]
+    dtype = _TORCH_WORDS.get(written[0].dtype, "fp32")
     whole = fits_whole(case) if whole is None else whole
     try:
         versions = adapter_versions(case, whole=whole)
@@ -167,6 +171,12 @@ def compare_pairs(wanted: dict[str, LoraPair], found: dict[str, LoraPair],
     return report
 
 
+def damaged_extras(old: dict[str, Tensor], new: dict[str, Tensor]) -> list[str]:
+    """The tensors beside the updates that are not the run's, in the number types of the export."""
+    return sorted(set(old) ^ set(new)) + [
+        name for name in sorted(set(old) & set(new)) if not torch.equal(new[name], old[name].to(new[name].dtype))]
+
+
 def _square_norm(left: Tensor, right: Tensor) -> float:
     """||left right||² in fp64, as the trace of (leftᵀ left) (right rightᵀ)."""
     return max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))
@@ -200,9 +210,9 @@ def _written_type(case: MergedCase) -> str:
 
 
 def _merged_words(case: MergedCase, dtype: str, compared: Comparison, report: DeltaError, *, whole: bool) -> str:
-    target = f"base + adapter rounded to {dtype}" if case.is_rounded else "base + adapter"
+    target = f"{case.what} rounded to {dtype}" if case.is_rounded else case.what
     words = [_verdict("merged model", target, compared, report)]
-    if case.is_rounded:
+    if case.is_rounded and report.delta_square > 0:
         words.append(f"Rounding to {dtype} changes the adapter's effect on the weights by {report.overall:.2%} "
                      f"(most in {report.worst}: {report.worst_error:.2%}) and moves logits by up to "
                      f"{_largest(compared.honest):.2g}; fp32 files would keep it whole.")
@@ -215,8 +225,8 @@ def _adapter_words(case: AdapterCase, dtype: str, compared: Comparison, report: 
     target = f"the run's adapter rounded to {dtype}" if case.is_rounded else "the run's adapter"
     words = [_verdict("adapter", target, compared, report)]
     if case.is_rounded:
-        words.append(f"Rounding changes its effect on the weights by {report.overall:.2%} and moves logits by up to "
-                     f"{_largest(compared.honest):.2g}.")
+        change = f"changes its effect on the weights by {report.overall:.2%} and " if case.pairs else ""
+        words.append(f"Rounding {change}moves logits by up to {_largest(compared.honest):.2g}.")
     if not whole:
         words.append("The base model is large, so it was run layer by layer and the answers are short.")
     return " ".join(words)

@@ -17,20 +17,24 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from core.errors import ModelError
-from core.export.change import delta_rows
+from core.export.change import changed_rows, delta_rows, source_rows
 from core.export.keys import ModelKeys, match_keys, skeleton
 from core.export.merge import expected_rows
 from core.export.plan import MergePlan
-from core.export.probe import LayeredRunner, Runner, WeightSource, WholeRunner
+from core.export.probe import LayeredRunner, Runner, WeightSource, WholeRunner, set_everywhere
 from core.export.shards import TORCH_DTYPES, TensorReader, TensorRecord, read_checkpoint
 from core.lora.adapter_file import LoraPair
 from core.lora.attach import load_adapter
+from core.lora.beside_load import BesideLayers
 from core.lora.dora import DoraLayer
-from core.lora.extra import take_out_extras
+from core.lora.extra import extras
 from core.lora.extra_files import Extras
 from core.lora.extra_load import fitted_extras
 from core.lora.inject import lora_layers, remove
 from core.lora.layers import LoraLayer
+from core.lora.peft_keys import Contents
+from core.lora.token_rows import token_modules
+from core.lora.whole import whole_parameters
 from core.models.load import load_model
 
 Version = Literal["adapter", "rounded", "export"]
@@ -47,6 +51,8 @@ class MergedCase:
     export: Path
     plan: MergePlan
     keys: ModelKeys
+    what: str = "base + adapter"  # in words
+    has_adapter: bool = True  # False where `base` is the fine-tuned model itself
 
     @property
     def is_rounded(self) -> bool:
@@ -68,8 +74,8 @@ class MergedCase:
 class AdapterCase:
     """An exported adapter and what it must equal.
 
-    `rounded` says what the export must hold where that is not simply `pairs` in its number types. `extras` and
-    `exported_extras` are what stands beside the pairs or alone, and must be the same but for the number types.
+    `contents` are what is beside the pairs in the same file. `rounded` says what the export must hold where that is
+    not simply `pairs` in its number types. `extras` and `exported_extras` are what stands beside the pairs or alone, and must be the same but for the number types.
     """
 
     base: Path
@@ -80,10 +86,15 @@ class AdapterCase:
     rounded: dict[str, LoraPair] | None = None
     extras: Extras = field(default_factory=Extras)
     exported_extras: Extras = field(default_factory=Extras)
+    contents: Contents = field(default_factory=Contents)
+    exported_contents: Contents = field(default_factory=Contents)
 
     @property
     def is_rounded(self) -> bool:
         """The exported adapter has other numbers than the run's."""
+        whole, exported = self.contents.beside(), self.exported_contents.beside()
+        if any(not torch.equal(exported[name].float(), old.float()) for name, old in whole.items() if name in exported):
+            return True
         beside = self.exported_extras.tensors
         if any(not torch.equal(beside[name].float(), old.float()) for name, old in self.extras.tensors.items()
                if name in beside):
@@ -119,12 +130,18 @@ def adapter_versions(case: AdapterCase, *, whole: bool) -> Iterator[tuple[Versio
 def _merged_whole(case: MergedCase) -> Iterator[tuple[Version, Runner]]:
     device = _device(_model_bytes(case.base, case.arithmetic))
     model = load_model(case.base, device, case.arithmetic)
-    load_adapter(case.adapter, model)
-    for layer in lora_layers(model).values():
+    if case.has_adapter:
+        load_adapter(case.adapter, model)
+    for layer in [*lora_layers(model).values(), *token_modules(model).values()]:
         layer.to(case.arithmetic)
     yield "adapter", WholeRunner(model)
-    if case.is_rounded:
+    if case.is_rounded and _changes_updates_only(case.plan):
         _round_merged(model, case)
+        yield "rounded", WholeRunner(model)
+    elif case.is_rounded:
+        del model
+        _free()
+        model = _assembled(case).to(device)
         yield "rounded", WholeRunner(model)
     del model
     _free()
@@ -148,8 +165,11 @@ def _adapter_whole(case: AdapterCase) -> Iterator[tuple[Version, Runner]]:
 
 def _merged_layered(case: MergedCase) -> Iterator[tuple[Version, Runner]]:
     with TensorReader() as reader:
-        model = skeleton(case.base)
-        yield "adapter", LayeredRunner(model, _stored(case, case.base, model, reader), case.pairs)
+        if _changes_updates_only(case.plan):
+            model = skeleton(case.base)
+            yield "adapter", LayeredRunner(model, _stored(case, case.base, model, reader), case.pairs)
+        else:
+            yield "adapter", LayeredRunner(skeleton(case.export), _planned(case, reader, rounded=False), {})
         if case.is_rounded:
             yield "rounded", LayeredRunner(skeleton(case.export), _planned(case, reader), {})
         model = skeleton(case.export)
@@ -158,6 +178,9 @@ def _merged_layered(case: MergedCase) -> Iterator[tuple[Version, Runner]]:
 
 def _adapter_layered(case: AdapterCase) -> Iterator[tuple[Version, Runner]]:
     with TensorReader() as reader:
+        if case.contents.beside() or any(pair.embedding for pair in case.pairs.values()):
+            raise ModelError("What the adapter changes beside its updates can not be run layer by layer.",
+                             "Free some memory, so that the model fits whole.")
         versions: list[tuple[Version, dict[str, LoraPair], Extras]] = [
             ("adapter", case.pairs, case.extras), ("export", case.exported, case.exported_extras)]
         if case.is_rounded:
@@ -201,6 +224,22 @@ def _round_merged(model: PreTrainedModel, case: MergedCase) -> None:
             parameter.copy_(_rounded(parameter, types[name]))
 
 
+def _changes_updates_only(plan: MergePlan) -> bool:
+    """True where the adapter is low-rank updates of linear layers and nothing else."""
+    return all(tensor.change.value is None and tensor.change.rows is None
+               and (tensor.pair is None or not tensor.pair.embedding) for tensor in plan.tensors)
+
+
+def _assembled(case: MergedCase) -> PreTrainedModel:
+    """The merged model from base and adapter, its numbers rounded as planned."""
+    model = skeleton(case.export)
+    with TensorReader() as reader:
+        weights = _planned(case, reader)
+        for name, parameter in list(model.named_parameters(remove_duplicate=True)):
+            set_everywhere(model, parameter, weights(name))
+    return model
+
+
 def _pair_of(layer: LoraLayer) -> LoraPair:
     return LoraPair(layer.lora_a, layer.lora_b, layer.scale, layer.magnitude if isinstance(layer, DoraLayer) else None)
 
@@ -215,8 +254,17 @@ def _round_adapter(model: PreTrainedModel, case: AdapterCase) -> None:
             layer.scale = wanted.scale
         for own, exported in zip(_pair_of(layer).tensors(), case.exported[name].tensors(), strict=True):
             own.copy_(_rounded(own, exported.dtype))
+    exported = case.exported_contents.beside()
+    for name, whole in whole_parameters(model).items():
+        if name in exported:
+            whole.value.copy_(_rounded(whole.value, exported[name].dtype))
+    for name, module in token_modules(model).items():
+        if module.values is not None and f"{name}.rows" in exported:
+            module.values.copy_(_rounded(module.values, exported[f"{name}.rows"].dtype))
     beside = fitted_extras(case.extras.rounded_like(case.exported_extras), model)
-    take_out_extras(model)
+    for extra in extras(model):
+        if not isinstance(extra, BesideLayers):  # whose numbers were rounded in their places
+            extra.take_out()
     for extra in beside:
         extra.hang()
 
@@ -249,8 +297,8 @@ def _stored(case: MergedCase | AdapterCase, folder: Path, model: PreTrainedModel
     return read
 
 
-def _planned(case: MergedCase, reader: TensorReader) -> WeightSource:
-    """Parameters computed anew from base and adapter, rounded as planned."""
+def _planned(case: MergedCase, reader: TensorReader, *, rounded: bool = True) -> WeightSource:
+    """Parameters computed anew from base and adapter, rounded as planned or not at all."""
     tensors = {tensor.parameter: tensor for tensor in case.plan.tensors if tensor.parameter}
 
     def compute(parameter: str) -> Tensor:
@@ -258,8 +306,11 @@ def _planned(case: MergedCase, reader: TensorReader) -> WeightSource:
         if found is None:
             raise _not_plain(parameter)
         tensor = tensors[found]
-        whole = reader.whole(tensor.source)
-        return expected_rows(tensor, whole, 0, tensor.source.rows).float()
+        rows = tensor.spec.shape[0] if tensor.spec.shape else 1
+        whole = source_rows(tensor, reader, 0, rows).reshape(tensor.spec.shape)
+        if rounded:
+            return expected_rows(tensor, whole, 0, rows).float()
+        return (changed_rows(tensor, whole, 0, rows)[0] if tensor.change else whole).to(case.arithmetic)
 
     return compute
 

@@ -79,6 +79,10 @@ class Contents:
     frozen: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, TokenRows] = field(default_factory=dict)
 
+    def beside(self) -> dict[str, Tensor]:
+        """Everything but the pairs, by a name of its own."""
+        return self.frozen | self.parameters | {f"{name}.rows": rows.values for name, rows in self.rows.items()}
+
 
 def sort_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where: str) -> Contents:
     """Give every tensor of an adapter file its meaning.

@@ -40,7 +40,7 @@ def _is_kept(path: Path) -> bool:
     return path.suffix.lower() in _KEPT_SUFFIXES or path.name.upper().startswith(_KEPT_NAMES)
 
 
-def write_model_config(base: Path, folder: Path, dtype: str, untied: bool) -> None:
+def write_model_config(base: Path, folder: Path, dtype: str, untied: bool, vocabulary: int | None = None) -> None:
     """Write config.json for the merged model.
 
     Args:
@@ -48,6 +48,7 @@ def write_model_config(base: Path, folder: Path, dtype: str, untied: bool) -> No
         folder: where the merged model is being written.
         dtype: "base" leaves the type named there; else this one is named.
         untied: the output layer no longer shares the embedding's weights.
+        vocabulary: the number of tokens where it grew.
     """
     config = read_object(base / "config.json", _MAX_CONFIG_BYTES)
     config.pop("auto_map", None)  # names program files, which are never copied
@@ -57,6 +58,9 @@ def write_model_config(base: Path, folder: Path, dtype: str, untied: bool) -> No
         for section in (config, *(value for value in config.values() if isinstance(value, dict))):
             if section is config or "tie_word_embeddings" in section:
                 section["tie_word_embeddings"] = False
+    for section in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if vocabulary is not None and "vocab_size" in section:
+            section["vocab_size"] = vocabulary
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"{base / 'config.json'} does not say what kind of model it is (model_type).")
     files.write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")

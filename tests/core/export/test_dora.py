@@ -22,6 +22,7 @@ from core.export.shards import read_checkpoint
 from core.export.versions import AdapterCase, MergedCase
 from core.jobs import Export
 from core.lora.adapter_file import read_adapter
+from core.lora.peft_keys import Contents
 
 
 def ended(job):
@@ -54,7 +55,7 @@ def test_the_receipt_is_green(family: str, dtype: str, whole: bool, bases: Calla
     pairs = find_source(Export(made.run.path, "merged", out)).adapter.pairs
     checkpoint = read_checkpoint(made.base)
     keys = match_keys(skeleton(made.base), checkpoint.tensors)
-    plan = plan_merge(checkpoint, keys, pairs, dtype)  # type: ignore[arg-type]
+    plan = plan_merge(checkpoint, keys, Contents(pairs), dtype)  # type: ignore[arg-type]
     case = MergedCase(made.base, made.run.adapter, pairs, out, plan, keys)
     receipt = ended(merged_receipt(case, out, Control(), whole=whole))
     assert receipt.passed, receipt.explanation

@@ -61,8 +61,8 @@ def test_an_adapter_is_read_again(made: Made, tmp_path: Path) -> None:
 def test_a_failed_receipt_is_never_success(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = export_module.write_model_config
 
-    def spoil(base: Path, folder: Path, dtype: str, untied: bool) -> None:
-        write(base, folder, dtype, untied)
+    def spoil(base: Path, folder: Path, dtype: str, untied: bool, vocabulary: int | None) -> None:
+        write(base, folder, dtype, untied, vocabulary)
         shard = next(folder.glob("*.safetensors"))
         save_file({name: tensor * 1.5 for name, tensor in load_file(shard).items()}, shard, metadata={"format": "pt"})
 

@@ -22,6 +22,7 @@ from core.export.plan import plan_merge
 from core.export.shards import read_checkpoint
 from core.jobs import Export
 from core.lora.adapter_file import LoraPair, read_adapter
+from core.lora.peft_keys import Contents
 
 
 def all_tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -135,9 +136,9 @@ def test_a_pair_without_a_home_is_named(bases: Callable[[str], Path]) -> None:
     keys = match_keys(skeleton(bases("llama")), checkpoint.tensors)
     stray = LoraPair(torch.zeros(4, 64), torch.zeros(64, 4), 1.0)
     with pytest.raises(AdapterError, match=r"model\.layers\.9\.self_attn\.q_proj"):
-        plan_merge(checkpoint, keys, {"model.layers.9.self_attn.q_proj": stray}, "base")
+        plan_merge(checkpoint, keys, Contents({"model.layers.9.self_attn.q_proj": stray}), "base")
     with pytest.raises(AdapterError, match=r"down_proj.*\(64, 64\)"):
-        plan_merge(checkpoint, keys, {"model.layers.0.mlp.down_proj": stray}, "base")
+        plan_merge(checkpoint, keys, Contents({"model.layers.0.mlp.down_proj": stray}), "base")
 
 
 def test_numbers_too_large_for_fp16_are_refused_by_name(bases: Callable[[str], Path], tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ MEASURE = textwrap.dedent("""
     from core.export.merge import verify_merged, write_merged
     from core.export.plan import plan_merge
     from core.export.shards import read_checkpoint
-    from core.lora.adapter_file import LoraPair
+    from core.lora.peft_keys import Contents, LoraPair
 
     base, out, rows = Path(sys.argv[1]), Path(sys.argv[2]), 3072
     places = {}
@@ -187,7 +188,7 @@ MEASURE = textwrap.dedent("""
     pairs = {name.removesuffix(".weight"): LoraPair(torch.randn(8, rows), torch.randn(rows, 8), 0.1) for name in places}
     keys = ModelKeys({name: name for name in places}, {}, {}, frozenset(), {name: (rows, rows) for name in places})
     checkpoint = read_checkpoint(base)
-    plan = plan_merge(checkpoint, keys, pairs, "bf16")
+    plan = plan_merge(checkpoint, keys, Contents(pairs), "bf16")
     torch.ones(2048, 2048).double() @ torch.ones(2048, 2048).double()  # what the matrix product itself sets up
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in write_merged(plan, out, Control()):

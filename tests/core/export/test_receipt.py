@@ -35,7 +35,7 @@ def merged_case(made: Made, out: Path, dtype: str) -> MergedCase:
     source = find_source(Export(made.run.path, "merged", out))
     checkpoint = read_checkpoint(made.base)
     keys = match_keys(skeleton(made.base), checkpoint.tensors)
-    plan = plan_merge(checkpoint, keys, source.adapter.pairs, dtype)  # type: ignore[arg-type]
+    plan = plan_merge(checkpoint, keys, source.adapter.contents, dtype)  # type: ignore[arg-type]
     return MergedCase(made.base, made.run.adapter, source.adapter.pairs, out, plan, keys)
 
 

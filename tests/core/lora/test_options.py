@@ -1,6 +1,5 @@
 """LoRA's own options against peft: biases, whole modules, embeddings and heads, tied or not, patterns, tokens."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from core.config import LoraConfig, RunConfig
 from core.lora.adaptation import Adaptation
-from core.lora.adapter_file import read_adapter, save_adapter
+from core.lora.adapter_file import save_adapter
 from core.lora.attach import load_adapter
 from core.lora.inject import adapter_disabled, lora_layers, remove
 from core.lora.method import Material
@@ -77,7 +76,7 @@ def shake(parameters: dict[str, nn.Parameter] | dict[str, Tensor]) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in parameters.values():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
 
 
 def reference_of(base: Path) -> PreTrainedModel:
