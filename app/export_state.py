@@ -5,11 +5,13 @@ from pathlib import Path
 
 from PySide6.QtCore import QObject, Signal, Slot
 
-from app.export_choice import ExportChoice, ExportFacts, Target
+from app.export_choice import ExportChoice, ExportFacts, ExportForm, Target
 from app.operations import Operations
 from core import events
+from core.adapter_folder import adapter_folder_bytes
+from core.config import LoraConfig, ModelConfig, RunConfig
 from core.errors import CoreError, describe
-from core.jobs import InspectModel
+from core.jobs import InspectAdapter, InspectModel
 from core.runs.folder import RunFolder
 
 
@@ -31,6 +33,7 @@ class ExportState(QObject):
         self.choice = choice
         self.facts: ExportFacts | None = None
         self.card_problem = ""
+        self.adapter: events.AdapterCard | None = None  # how other programs read it; None until it was looked at
         self.receipt: events.Receipt | None = None
 
     def choose_run(self, run_dir: Path, checkpoint: str, adapter: Path) -> str:
@@ -39,14 +42,24 @@ class ExportState(QObject):
         self.facts = None
         try:
             config = RunFolder(run_dir).config()
-            weights = (adapter / "adapter_model.safetensors").stat().st_size
+            weights = adapter_folder_bytes(adapter)
         except CoreError as error:
             return f"{error.message} {error.hint}".strip()
         except OSError as error:
             return describe(error).message
         self.facts = ExportFacts(config, weights)
         self._inspect(config.model.path)
+        self._look_at(adapter)
         return ""
+
+    def choose_elsewhere(self, card: events.AdapterCard, base: str) -> None:
+        """Take an adapter that was made elsewhere, on this base model."""
+        self.choice = replace(self.choice, run_dir=card.path, checkpoint="", base=base)
+        save_dtype = card.dtype if card.dtype in ("bf16", "fp16") else "fp32"
+        adapter = LoraConfig(save_dtype=save_dtype)  # type: ignore[arg-type]
+        self.facts = ExportFacts(RunConfig(model=ModelConfig(path=base), adapter=adapter), card.bytes)
+        self._inspect(base)
+        self._adapter_came(events.AdapterInspected(card))
 
     def forget_run(self) -> None:
         """No run is chosen."""
@@ -56,6 +69,27 @@ class ExportState(QObject):
         """Adapter or merged; the number type goes back to the natural one."""
         if target != self.choice.to:
             self.choice = replace(self.choice, to=target, dtype="base")
+
+    def choose_form(self, form: ExportForm) -> None:
+        """As it is, or for every loader."""
+        self.choice = replace(self.choice, form=form)
+
+    def _look_at(self, adapter: Path) -> None:
+        """Ask how other programs read the adapter; the form that more of them read right is taken."""
+        self.adapter = None
+        operation = self.operations.work(InspectAdapter(adapter, base=False), latest="export adapter")
+        operation.on(events.AdapterInspected, self._adapter_came).on(events.Failed, self._adapter_unknown).start()
+
+    @Slot(object)
+    def _adapter_came(self, event: events.AdapterInspected) -> None:
+        self.adapter = event.card
+        self.choose_form(event.card.best_form)
+        self.facts_changed.emit()
+
+    @Slot(object)
+    def _adapter_unknown(self, _failure: events.Failed) -> None:
+        """What it is will be told when the export begins; the plain form is taken until then."""
+        self.choose_form("peft")
 
     def _inspect(self, model: str) -> None:
         """Ask for the base model's size: it tells what a merged model takes."""

@@ -57,7 +57,7 @@ class Column:
 
 
 def _method(run: RunSummary) -> str:
-    return f"{run.method}, rank {run.rank}" if run.method else ""
+    return f"{run.method}, rank {run.rank}" if run.method and run.rank else run.method
 
 
 def _steps(run: RunSummary) -> str:

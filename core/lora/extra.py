@@ -35,7 +35,9 @@ class ModelExtra(AdapterModule):
     def hang(self) -> None:
         """Take part in the model that it is meant for."""
         module = self._model[0].get_submodule(self.place)
-        self.to(next(module.parameters()).device)
+        device = next(module.parameters()).device
+        if device.type != "meta":  # a skeleton, whose weights come when they are needed, as this one's are there
+            self.to(device)
         self._handle = self.hook_on(module)
         module.add_module(self.child_name, self)
 

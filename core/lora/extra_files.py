@@ -13,7 +13,7 @@ h + up(activation(down(h))).
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,24 @@ class Extras:
         return bool(self.words) and (self.prefix_folder == folder or not (folder / CONFIG_NAME).exists())
 
     @property
-    def tensors(self) -> list[Tensor]:
-        """All tensors of the files."""
-        prefix = [self.prefix.values] if self.prefix else []
-        parts = self.bottleneck.tensors.values() if self.bottleneck else ()
-        return prefix + [tensor for part in parts for tensor in part.values()]
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors of the files: "prefix", and those of the bottleneck adapters by their names there."""
+        named = {"prefix": self.prefix.values} if self.prefix else {}
+        if self.bottleneck:
+            named |= {f"{module}.{part}": tensor for module, parts in self.bottleneck.tensors.items()
+                      for part, tensor in parts.items()}
+        return named
+
+    def rounded_like(self, other: "Extras") -> "Extras":
+        """The same with every number rounded as it is in `other`, which holds the same tensors in other types."""
+        prefix, bottleneck, types = self.prefix, self.bottleneck, other.tensors
+        if prefix is not None:
+            prefix = replace(prefix, values=prefix.values.to(types["prefix"].dtype))
+        if bottleneck is not None:
+            bottleneck = replace(bottleneck, tensors={
+                module: {part: tensor.to(types[f"{module}.{part}"].dtype) for part, tensor in parts.items()}
+                for module, parts in bottleneck.tensors.items()})
+        return replace(self, prefix=prefix, bottleneck=bottleneck)
 
     @property
     def words(self) -> str:

@@ -8,6 +8,7 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from core.adapter_folder import is_adapter_folder
 from core.errors import ModelError
 from core.models.json_file import read_object, require_regular
 from core.models.safetensors_header import SafetensorsHeader, read_header
@@ -78,7 +79,7 @@ def require_folder(path: Path) -> None:
                          "Choose the folder that holds config.json and model.safetensors.")
     if not path.is_dir():
         raise ModelError(f"The model folder {path} does not exist.", "Check the path.")
-    if (path / "adapter_config.json").exists():
+    if is_adapter_folder(path):
         # transformers would follow it to another model
         raise ModelError(f"{path} holds an adapter, not a whole model.", "Choose the base model of this adapter.")
 

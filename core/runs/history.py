@@ -29,8 +29,8 @@ class RunSummary:
     started: float = 0.0  # seconds since the epoch; of the first start
     seconds: float | None = None  # time spent on it, over all its parts
     model: str = ""
-    method: str = ""
-    rank: int = 0
+    method: str = ""  # "lora", "lora + prefix", …
+    rank: int = 0  # 0 where there is no update of a rank
     alpha: float = 0.0
     steps_done: int = 0
     steps_total: int = 0
@@ -151,8 +151,9 @@ def _summarise(run: RunFolder) -> RunSummary:
     return RunSummary(
         folder=run.path, name=run.path.name, state="running" if running else facts.state,
         started=facts.started or _changed(run.path), seconds=seconds,
-        model=Path(config.model.path).name, method=config.adapter.method, rank=config.adapter.rank,
-        alpha=config.adapter.alpha, steps_done=facts.steps_done, steps_total=facts.steps_total,
+        model=Path(config.model.path).name, method=" + ".join(config.trained),
+        rank=getattr(config.adapter, "rank", 0), alpha=getattr(config.adapter, "alpha", 0.0),
+        steps_done=facts.steps_done, steps_total=facts.steps_total,
         last_loss=facts.last_loss, best_validation_loss=facts.best_validation_loss,
         trainable_parameters=facts.trainable_parameters, bytes=_cached_bytes(run.path, *version),
         problem="" if running else facts.problem)

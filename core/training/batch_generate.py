@@ -1,6 +1,7 @@
 """Greedy answers to many prompts at once: padded on the left, one KV cache, rows leave when they end."""
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from core.control import Control
+from core.lora.prefix import prefix_length
 from core.training.decode import cache_argument
 
 CPU_ROWS = 16  # as quick as more on a CPU, and a stop is heeded within seconds instead of a minute
@@ -34,11 +36,27 @@ def answer_batch(model: PreTrainedModel, prompts: Sequence[Sequence[int]], stop_
         Cancelled: a stop was asked for.
     """
     batch_rows = batch_rows or (CPU_ROWS if model.device.type == "cpu" else ACCELERATOR_ROWS)
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for first in range(0, len(order), batch_rows):
-        chosen = order[first:first + batch_rows]
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    padded = not _must_not_be_padded(model, longest + limit)
+    for chosen in _groups([len(prompt) for prompt in prompts], batch_rows, padded=padded):
         answers = _answer(model, [prompts[index] for index in chosen], stop_ids, limit, control)
         yield from zip(chosen, answers, strict=True)
+
+
+def _groups(lengths: Sequence[int], most: int, *, padded: bool) -> Iterator[list[int]]:
+    """Indices by rising length, at most so many together; without padding only equal lengths stand together."""
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    parts = [order] if padded else [list(group) for _, group in groupby(order, key=lambda index: lengths[index])]
+    for part in parts:
+        for first in range(0, len(part), most):
+            yield part[first:first + most]
+
+
+def _must_not_be_padded(model: PreTrainedModel, tokens: int) -> bool:
+    """True where the padding would stand between a prefix and the row, and a sliding window would count it."""
+    before = prefix_length(model)
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    return before > 0 and isinstance(window, int) and window < before + tokens
 
 
 @torch.inference_mode()

@@ -9,9 +9,11 @@ from pydantic import BaseModel
 
 from core.config import (
     METHODS,
+    BottleneckConfig,
     DataConfig,
     LoraConfig,
     ModelConfig,
+    PrefixConfig,
     RunConfig,
     TrainingConfig,
     dump_config,
@@ -127,7 +129,8 @@ def test_a_missing_run_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_every_field_says_what_it_is() -> None:
-    sections = [type(getattr(RunConfig(), name)) for name in RunConfig.model_fields]
+    config = RunConfig(prefix=PrefixConfig(), bottleneck=BottleneckConfig())
+    sections = [type(getattr(config, name)) for name in RunConfig.model_fields]
     for model in [*sections, *METHODS.values()]:
         assert issubclass(model, BaseModel)
         for name, field in model.model_fields.items():
@@ -150,3 +153,16 @@ def _differences(a: RunConfig, b: RunConfig) -> list[str]:
 def test_wrong_values_are_told_without_patterns(override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         with_overrides(RunConfig(), [override])
+
+
+def test_the_optional_tables_are_there_only_where_they_are_named() -> None:
+    assert RunConfig().prefix is None
+    assert "prefix" not in dump_config(RunConfig())
+    assert parse_config({"prefix": {}}).prefix == PrefixConfig()
+    config = with_overrides(RunConfig(), ["prefix.length=7", "bottleneck.size=3", "adapter.method=none"])
+    assert config.prefix == PrefixConfig(length=7)
+    assert config.bottleneck == BottleneckConfig(size=3)
+    assert config.trained == ("prefix", "bottleneck")
+    assert parse_config(tomllib.loads(dump_config(config))) == config
+    with pytest.raises(ConfigError, match=r"prefix\.length: it must be at least 1"):
+        with_overrides(RunConfig(), ["prefix.length=0"])
