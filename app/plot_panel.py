@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PySide6.QtCore import QBuffer, QIODevice, QPoint, QSize, Qt, QTimer, Signal, Slot
-from PySide6.QtGui import QAction, QImage, QPainter
+from PySide6.QtGui import QAction, QImage, QPainter, QRegion
 from PySide6.QtWidgets import QCheckBox, QFileDialog, QMenu, QPushButton, QSlider, QWidget
 
 from app import theme
@@ -29,7 +29,8 @@ def save_picture(widget: QWidget, path: Path) -> None:
     image.setDevicePixelRatio(PICTURE_SCALE)
     image.fill(theme.colors().surface)
     painter = QPainter(image)
-    widget.render(painter, QPoint(0, 0))
+    # without the window's own background, which is not that of the card on which it lies
+    widget.render(painter, QPoint(0, 0), QRegion(), QWidget.RenderFlag.DrawChildren)
     painter.end()
     buffer = QBuffer()
     buffer.open(QIODevice.OpenModeFlag.WriteOnly)
@@ -121,7 +122,7 @@ class PlotTools(QWidget):
         self._weight.setFixedWidth(28)
         self.log = QCheckBox("Log scale")
         self.log.setToolTip(plain_tip("Equal distances for equal factors: shows small losses in detail."))
-        self.reset = _small("arrows-out", "Show all steps (double click in the plot)", group.reset)
+        self.reset = small_button("arrows-out", "Show all steps (double click in the plot)", group.reset)
         self.save = SaveButton(picture, lambda path: save_table(columns(), path), name)
         self.save.told.connect(self.tell)
         self.save.saved.connect(self.saved)
@@ -175,7 +176,8 @@ class PlotTools(QWidget):
         theme.set_role(self.message, "error" if failed else "help")
 
 
-def _small(icon: str, tip: str, slot: Callable[[], object]) -> QPushButton:
+def small_button(icon: str, tip: str, slot: Callable[[], object]) -> QPushButton:
+    """A button of one icon in the row of tools above a plot."""
     made = QPushButton()
     made.clicked.connect(lambda _checked: slot())
     _make_small(made, icon, tip)

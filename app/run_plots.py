@@ -4,16 +4,27 @@ from collections.abc import Callable
 
 from PySide6.QtCore import QSize, Qt, Signal, Slot
 from PySide6.QtGui import QFontMetrics
-from PySide6.QtWidgets import QHBoxLayout, QLabel, QSizePolicy, QSplitter, QVBoxLayout, QWidget
+from PySide6.QtWidgets import (
+    QHBoxLayout,
+    QLabel,
+    QSizePolicy,
+    QSplitter,
+    QStackedLayout,
+    QTabBar,
+    QVBoxLayout,
+    QWidget,
+)
 
 from app import figures, theme
 from app.figures import NOT_KNOWN
 from app.plot_group import PlotGroup
 from app.plot_panel import PlotTools
 from app.plots import Curve, StepPlot
+from app.rank_history import RankHistory
+from app.rank_map import RankMap
 from app.read_out import ReadOut
 from app.series import RunSeries, Series
-from app.widgets import Card, label, row
+from app.widgets import Card, label, plain_tip, row
 
 _SMALL = (  # attribute of RunSeries, caption, colour of the curve
     ("learning_rate", "Learning rate", 2),
@@ -34,6 +45,7 @@ class RunPlots(QWidget):
         self.group = PlotGroup(self)
         self.loss = self.group.add(StepPlot("Loss over the steps"))
         self.read_out = ReadOut()
+        self.ranks = RankMap(self.group, lambda: f"{name()} ranks")
         self._small: dict[str, tuple[StepPlot, QLabel]] = {}
         self._loss_card = self._build_loss(name)
         splitter = QSplitter(Qt.Orientation.Horizontal)
@@ -62,11 +74,40 @@ class RunPlots(QWidget):
         inside.addWidget(self.loss, 1)
         self.tools = PlotTools(self.group, self.loss, picture, self._columns, name)
         self.tools.message.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
-        heading = row(label("Loss", "section"), self.tools.message, self.tools)
-        heading.setStretch(1, 1)
+        self._title = label("Loss", "section")
+        self.views = QTabBar()  # only for runs whose ranks move
+        self.views.setDrawBase(False)
+        self.views.setAccessibleName("What the large plot shows")
+        for words in ("Loss", "Ranks"):
+            self.views.addTab(words)
+        self.views.setTabToolTip(1, plain_tip("A row for each matrix: by kind, the lowest layer on top. Its colour "
+                                              "is the rank that it has at a step."))
+        self.views.currentChanged.connect(self._view_changed)
+        heading = row(self._title, self.views, self.tools.message, self.tools, self.ranks.message, self.ranks.tools)
+        for place in (2, 4):
+            heading.setStretch(place, 1)
+        self._stack = QStackedLayout()
+        self._stack.addWidget(picture)
+        self._stack.addWidget(self.ranks.picture)
         card.body.addLayout(heading)
-        card.body.addWidget(picture, 1)
+        card.body.addLayout(self._stack, 1)
         return card
+
+    def _show_views(self) -> None:
+        """Offer the ranks where there are any."""
+        moves = len(self.ranks.plot.history) > 0
+        self._title.setVisible(not moves)
+        self.views.setVisible(moves)
+        if not moves:
+            self.views.setCurrentIndex(0)
+
+    @Slot(int)
+    def _view_changed(self, place: int) -> None:
+        self._stack.setCurrentIndex(place)
+        for tools, shown in ((self.tools, place == 0), (self.ranks.tools, place == 1)):
+            tools.setVisible(shown)
+            tools.message.setVisible(shown)
+        self.group.redraw()
 
     def _build_small(self) -> Card:
         card = Card()
@@ -90,9 +131,11 @@ class RunPlots(QWidget):
         """The weight that the slider stands at."""
         return self._series.loss.smoothing
 
-    def show_series(self, series: RunSeries) -> None:
-        """Draw another run."""
+    def show_series(self, series: RunSeries, ranks: RankHistory | None = None) -> None:
+        """Draw another run; `ranks` of one whose ranks move."""
         self._series = series
+        self.ranks.show_history(ranks if ranks is not None else RankHistory(), series.loss)
+        self._show_views()
         self.loss.set_curves([
             Curve("loss", series.loss, 0, smoothed=True),
             Curve("validation", series.validation_loss, 1, points=True),
@@ -106,6 +149,7 @@ class RunPlots(QWidget):
 
     def changed(self) -> None:
         """The series grew."""
+        self._show_views()
         self.group.changed()
 
     @Slot(float)

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from app import figures
+from app.rank_history import RankHistory
 from app.series import RunSeries, memory_bytes
 from core import events, words
 
@@ -40,6 +41,7 @@ class RunRecord:
         self.run_dir = run_dir
         self.live = live
         self.series = RunSeries(smoothing)
+        self.ranks = RankHistory()
         self.state: RecordState = "starting"
         self.stage: events.Progress | None = None
         self.plan: events.Planned | None = None
@@ -150,6 +152,8 @@ class RunRecord:
                 self._step_done(event)
             case events.Evaluated():
                 self._evaluated(event)
+            case events.RanksChosen():
+                self.ranks.add(event)
             case events.CheckpointSaved():
                 self._checkpoint_saved(event)
             case events.Note():

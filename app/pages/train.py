@@ -227,7 +227,7 @@ class TrainPage(QWidget):
         self._shown = record
         if record.series.loss.smoothing != self.plots.smoothing:
             record.series.set_smoothing(self.plots.smoothing)
-        self.plots.show_series(record.series)
+        self.plots.show_series(record.series, record.ranks)
         self.log.show_lines(record.log, replace=True)
         self._stack.setCurrentIndex(1)
         self._refresh()
