@@ -10,6 +10,7 @@ The file holds what PEFT's `target_parameters` holds; see `core.lora.expert_layo
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +119,22 @@ class ExpertsLayer(AdapterModule):
         base = self.base
         apply = getattr(base, "_apply_gate" if getattr(base, "has_gate", True) else "act_fn")
         return apply(inner)
+
+
+@torch.no_grad()
+def joined_experts(base: nn.Module, layers: Sequence[tuple[ExpertsLayer, float]]) -> ExpertsLayer:
+    """One layer on `base` whose updates are the sums of those of several, each times its strength."""
+    joined = ExpertsLayer(base)
+    for name, (experts, inputs, outputs) in expert_parameters(base).items():
+        held = [(layer.matrices()[name], strength) for layer, strength in layers if name in layer.matrices()]
+        if held:
+            first = held[0][0].lora_a
+            matrix = ExpertMatrix(experts, (inputs, outputs), 1, 1.0, device=first.device)
+            matrix.lora_a = nn.Parameter(torch.cat([each.lora_a for each, _ in held], dim=1), requires_grad=False)
+            matrix.lora_b = nn.Parameter(torch.cat([strength * each.scale * each.lora_b for each, strength in held],
+                                                   dim=2), requires_grad=False)
+            joined.add_module(name, matrix)
+    return joined.eval()
 
 
 class _Maps:

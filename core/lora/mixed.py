@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from core.errors import AdapterError
 from core.lora.dora import DoraLayer
+from core.lora.experts import ExpertsLayer, joined_experts
 from core.lora.layers import LoraLayer
 from core.lora.method import AdapterModule
 from core.lora.more_layers import LoraEmbedding, TiedLoraHead
@@ -31,6 +32,8 @@ class MixedLayer(AdapterModule):
         self.adapted: dict[str, nn.Module] = {}
         self.merged = False  # the changes are in the base's weight already
         self._strengths = strengths
+        # in a tuple: as an attribute it would be a part of this module
+        self._joined: tuple[tuple[tuple[int, float], ...], tuple[ExpertsLayer]] | None = None
 
     def __getattr__(self, name: str) -> Any:
         """What is not here is the base's: some models read a weight past `forward`."""
@@ -51,6 +54,8 @@ class MixedLayer(AdapterModule):
             return self.base(*args, **kwargs)
         if len(active) == 1 and active[0][1] == 1.0:
             return active[0][0](*args, **kwargs)
+        if isinstance(active[0][0], ExpertsLayer):  # what lies between their two maps is no sum of outputs
+            return self._experts(active)(*args, **kwargs)
         base = self.base(*args, **kwargs)
         result = base
         for module, strength in active:
@@ -64,6 +69,15 @@ class MixedLayer(AdapterModule):
         return result
 
 
+    def _experts(self, active: list[tuple[nn.Module, float]]) -> ExpertsLayer:
+        """The experts with all updates; joined anew when the strengths have changed."""
+        key = tuple((id(module), strength) for module, strength in active)
+        if self._joined is None or self._joined[0] != key:
+            layers = [(module, strength) for module, strength in active if isinstance(module, ExpertsLayer)]
+            self._joined = (key, (joined_experts(self.base, layers),))
+        return self._joined[1][0]
+
+
 def as_large(tensor: Tensor, shape: torch.Size) -> Tensor:
     """`tensor` with zeros behind it up to `shape`, where that is larger."""
     missing = [max(0, wanted - has) for has, wanted in zip(tensor.shape, shape, strict=True)]
@@ -72,7 +86,7 @@ def as_large(tensor: Tensor, shape: torch.Size) -> Tensor:
 
 def merged_weight(place: str, base: nn.Module, active: list[tuple[nn.Module, float]]) -> Tensor:
     """W + Σ strength · (W' - W) in the type of W, as it is stored."""
-    weight = base.weight
+    weight = getattr(base, "weight", None)  # experts have none of this name
     if not isinstance(weight, nn.Parameter) or not weight.is_floating_point() or weight.ndim < 2:
         raise AdapterError(f"{place} can not be merged in memory: its weights are held in another form.")
     total = weight.float()

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from core.errors import AdapterError
+from core.expert_names import written_module
 from core.lora.adapter_file import AdapterFile
+from core.lora.expert_layout import to_file
+from core.lora.expert_pairs import split_pairs, stacked
 from core.lora.peft_keys import PREFIX, LoraPair
 from core.start import target_list
 
@@ -75,8 +78,12 @@ def compatible_form(adapter: AdapterFile) -> tuple[dict[str, Tensor], dict[str, 
 
 def plain_tensors(pairs: Mapping[str, LoraPair]) -> dict[str, Tensor]:
     """The pairs by PEFT's names, in its shapes."""
+    modules, experts = split_pairs(pairs)
     tensors = {}
-    for name, pair in pairs.items():
+    for name, each in experts.items():
+        for part, tensor in to_file(*stacked(each)).items():
+            tensors[f"{PREFIX}{written_module(name, experts)}.{part}"] = tensor.contiguous()
+    for name, pair in modules.items():
         lora_a, lora_b = pair.lora_a, pair.lora_b
         if pair.kernel:
             lora_a = lora_a.reshape(lora_a.shape[0], -1, *pair.kernel)
@@ -90,13 +97,20 @@ def plain_tensors(pairs: Mapping[str, LoraPair]) -> dict[str, Tensor]:
 def plain_config(configs: Sequence[Mapping[str, Any]], pairs: Mapping[str, LoraPair], rank: int) -> dict[str, Any]:
     """adapter_config.json of `pairs` in this form; `configs` are those of the adapters that they come from."""
     first = configs[0]
+    modules, experts = split_pairs(pairs)
     lists = [target_list(dict(config), []) for config in configs]
-    targets = sorted({name for names in lists for name in names}) if all(lists) else sorted(pairs)
+    targets = sorted({name for names in lists for name in names}) if all(lists) else sorted(modules)
+    # by full names; and linear layers that PEFT finds only as parameters stay so
+    parameters = {str(name) for config in configs for name in config.get("target_parameters") or ()}
+    linear = sorted(name for name in modules if any(f".{name}.weight".endswith(f".{end}") for end in parameters))
+    named = {"target_parameters": [*sorted(experts), *(f"{name}.weight" for name in linear)]} if parameters else {}
+    if parameters:
+        targets = sorted(name for name in modules if name not in linear)
     return {
         "peft_type": "LORA", "task_type": first.get("task_type") or "CAUSAL_LM",
         "base_model_name_or_path": first.get("base_model_name_or_path"), "r": rank, "lora_alpha": rank,
         "lora_dropout": first.get("lora_dropout") or 0.0, "target_modules": targets, "bias": "none",
         "fan_in_fan_out": bool(first.get("fan_in_fan_out")), "init_lora_weights": True, "inference_mode": True,
         "use_rslora": False, "use_dora": False, "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None,
-        "layers_to_transform": None, "layers_pattern": None, "revision": None,
+        "layers_to_transform": None, "layers_pattern": None, "revision": None, **named,
     }
