@@ -7,7 +7,7 @@ import numpy as np
 import pyqtgraph as pg
 from numpy.typing import NDArray
 from PySide6.QtCore import QObject, QPointF, QRectF, Qt, Signal, Slot
-from PySide6.QtGui import QColor, QKeyEvent, QLinearGradient, QPainter, QPaintEvent, QPen
+from PySide6.QtGui import QColor, QFontMetrics, QKeyEvent, QLinearGradient, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QLabel, QSizePolicy, QToolTip, QVBoxLayout, QWidget
 
 from app import theme
@@ -300,4 +300,6 @@ class RankMap(QObject):
 
 
 def _short(kind: str) -> str:
-    return kind if len(kind) <= 15 else f"{kind[:14]}…"
+    font = theme.font("help")
+    font.setPixelSize(11)  # as the axes write
+    return QFontMetrics(font).elidedText(kind, Qt.TextElideMode.ElideMiddle, KIND_AXIS_WIDTH - 12)

@@ -110,8 +110,8 @@ class TextScreen:
             case events.Evaluated():
                 self._note(f"Step {event.step:,}: validation loss {event.loss:.4f}" + (" (best)" if event.best else ""))
             case events.RanksChosen(step=step, ranks=ranks):
-                self._note(f"Step {step:,}: {sum(ranks.values()):,} ranks in {words.plural(len(ranks), 'matrix', 'matrices')}"
-                           if step else f"{sum(ranks.values()):,} ranks to begin with")
+                self._note(f"Step {step:,}: {words.plural(sum(ranks.values()), 'rank')} in "
+                           f"{words.plural(len(ranks), 'matrix', 'matrices')}")
             case events.CheckpointSaved():
                 self._note(f"Step {event.step:,}: checkpoint saved ({words.size(event.bytes)})")
             case events.Note():
