@@ -88,6 +88,17 @@ def publish_folder(temporary: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A folder in `parent` for what is only needed meanwhile; it is removed at the end."""
+    parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".work.", suffix=TEMPORARY_SUFFIX, dir=parent))
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def partial_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that grows from where it ended, in a folder that `publish_folder` will name when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
