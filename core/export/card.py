@@ -4,7 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 
-from core.config import LowRankConfig, RunConfig, TargetConfig
+from core.config import FullConfig, LowRankConfig, QLoraConfig, RunConfig, TargetConfig
 from core.events import Receipt
 
 
@@ -79,6 +79,10 @@ def _method_rows(config: RunConfig) -> list[tuple[str, str]]:
     if isinstance(adapter, LowRankConfig):
         rows.append(("Method", f"{adapter.method}, rank {adapter.rank}, alpha {adapter.alpha:g}, "
                      f"dropout {adapter.dropout:g}"))
+    if isinstance(adapter, QLoraConfig):
+        rows.append(("Base held in", adapter.quantisation))
+    if isinstance(adapter, FullConfig):
+        rows.append(("Method", "full fine-tuning"))
     if isinstance(adapter, TargetConfig):
         targets = adapter.target_modules
         rows.append(("Target layers", targets if isinstance(targets, str)

@@ -29,6 +29,7 @@ from core.export.shards import read_checkpoint
 from core.export.stand_in import dequantised_bytes, stored_dtype, write_assembled, write_dequantised
 from core.export.tried import tried_words
 from core.export.versions import AdapterCase, MergedCase, fits_whole
+from core.export.whole_change import change_that_arrived, with_loss
 from core.jobs import Export
 from core.lora.adalora_file import KIND as ADALORA
 from core.lora.adapter_file import (
@@ -71,6 +72,7 @@ class Source:
     base_origin: str
     what: str = "base + adapter"  # what a merged model must equal, in words
     is_whole: bool = False  # full fine-tuning: `base` is the fine-tuned model itself
+    trained_from: Path | None = None  # and this the base's own folder
 
     @property
     def quantisation(self) -> Quantisation | None:
@@ -150,7 +152,8 @@ def _whole_source(job: Export, run: RunFolder, config: RunConfig, base: Path) ->
     folder = _learned_folder(run, job.checkpoint, run.model, "model")
     adapter = AdapterFile(folder, Contents(), {}, read_origin(folder))
     source = _source(run.path.name, config, adapter, base)
-    return replace(source, base=base if job.checkpoint else folder, what="the fine-tuned model", is_whole=True)
+    return replace(source, base=base if job.checkpoint else folder, what="the fine-tuned model", is_whole=True,
+                   trained_from=base)
 
 
 def _stand_in(job: Export, source: Source, scratch: Path, control: Control) -> Generator[Event, None, Source]:
@@ -239,6 +242,9 @@ def _export_merged(job: Export, source: Source, plan: MergePlan, keys: ModelKeys
     case = MergedCase(source.base, source.adapter.path, source.adapter.pairs, folder, plan, keys,
                       source.what, not source.is_whole)
     receipt = yield from merged_receipt(case, out, control)
+    if source.trained_from is not None and case.is_rounded:
+        arrived = yield from change_that_arrived(source.trained_from, source.base, folder, control)
+        return with_loss(receipt, arrived)
     quantisation = source.quantisation
     if quantisation is None or job.merge_into == "dequantised" or not fits_whole(case):
         return receipt
