@@ -22,6 +22,7 @@ from core.errors import AdapterError
 from core.events import Event, RanksChosen
 from core.lora.adalora_file import layer_tensors, schedule_config
 from core.lora.adapter_file import target_names, write_adapter
+from core.lora.beside_file import beside_fields, beside_tensors
 from core.lora.inject import inject, lora_layers
 from core.lora.layers import LoraLayer
 from core.lora.method import Material, Method, ParameterGroup
@@ -191,6 +192,7 @@ class AdaLora(Method):
         tensors = {}
         for name, layer in layers.items():
             tensors |= layer_tensors(name, layer.lora_a, layer.lora_e, layer.lora_b, kept.get(name), dtype)
+        tensors |= beside_tensors(model, dtype)
         write_adapter(folder, tensors, self._config(model, base_name, kept), origin)
 
     def _config(self, model: PreTrainedModel, base_name: str, kept: dict[str, Tensor]) -> dict[str, Any]:
@@ -199,10 +201,10 @@ class AdaLora(Method):
         return {
             "task_type": "CAUSAL_LM", "base_model_name_or_path": base_name,
             "lora_alpha": int(alpha) if alpha.is_integer() else alpha, "lora_dropout": self.adapter.dropout,
-            "target_modules": target_names(model, layers), "bias": "none",
+            "target_modules": target_names(model, layers),
             "fan_in_fan_out": any(isinstance(layer.base, Conv1D) for layer in layers.values()),
-            "init_lora_weights": True, "inference_mode": True, "modules_to_save": None, "revision": None,
-            **schedule_config(self.adapter, self._total, kept),
+            "init_lora_weights": True, "inference_mode": True, "revision": None,
+            **beside_fields(model, self.adapter), **schedule_config(self.adapter, self._total, kept),
         }
 
 

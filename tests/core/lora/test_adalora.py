@@ -18,6 +18,7 @@ from core.events import RanksChosen
 from core.lora.adalora import AdaLora
 from core.lora.adapter_file import read_adapter
 from core.lora.attach import load_adapter
+from core.lora.beside import Beside
 from core.lora.inject import lora_layers, remove
 from core.lora.method import Material
 from core.models.load import load_model
@@ -172,6 +173,36 @@ def test_peft_reads_ours_and_the_folded_pairs_are_the_layers(family: str, adapte
         remove(model)
         load_adapter(folder, model)
         torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_biases_and_whole_modules_stand_in_the_same_file(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    base = build_tiny("gpt2", tmp_path / "base")
+    adapter = LOWEST.model_copy(update={"bias": "all", "modules_to_save": ("ln_f",)})
+    model, method = _ours(base, adapter)
+    beside = Beside(adapter)
+    beside.install(model, Material((), seed=3))
+    _train(model, method, TOTAL)
+    with torch.no_grad():
+        for group in beside.groups(model):
+            for parameter in group.parameters.values():
+                parameter.add_(0.1)
+    folder = _write(tmp_path / "adapter", model, method)
+    reference = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
+                                          folder).eval()
+    again = _load(base)
+    load_adapter(folder, again)
+    with torch.no_grad():
+        expected = model(IDS).logits
+        torch.testing.assert_close(reference(IDS).logits, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(again(IDS).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_what_is_no_linear_layer_is_refused(tiny_model: Path) -> None:
+    for target in (("embed_tokens",), ("q_proj", "embed_tokens")):
+        with pytest.raises(AdapterError, match="embed_tokens"):
+            _ours(tiny_model, ADAPTER.model_copy(update={"target_modules": target}))
 
 
 def test_a_triplet_that_grew_again_is_in_the_file(tiny_model: Path, tmp_path: Path) -> None:
