@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from core.config import AdapterConfig, LowRankConfig, PatternedConfig
 from core.errors import AdapterError
 from core.events import ModuleInfo
+from core.patterns import end_match
 from core.targets import keeps_tied, matches_suffix
 
-TOKEN_ROWS = "token_adapter.trainable_tokens_delta"
+ROWS_KEY = "token_adapter.trainable_tokens_delta"
 Told = tuple[str, str, str]  # field, message, hint
 
 
@@ -106,7 +107,7 @@ def beside_shapes(modules: Sequence[ModuleInfo], targets: Sequence[ModuleInfo],
     for place in token_places(modules, adapter):
         width = place.tensors[0][1][-1]
         assert isinstance(adapter, PatternedConfig)
-        shapes[f"base_model.model.{place.name}.{TOKEN_ROWS}"] = (len(adapter.new_tokens), width)
+        shapes[f"base_model.model.{place.name}.{ROWS_KEY}"] = (len(adapter.new_tokens), width)
     return shapes
 
 
@@ -114,6 +115,22 @@ def beside_parameters(modules: Sequence[ModuleInfo], targets: Sequence[ModuleInf
     """How many numbers are trained beside the updates. Raises AdapterError as above."""
     shared = sum(math.prod(whole.shape) for whole in trained_whole(modules, targets, adapter) if whole.shared_with)
     return sum(math.prod(shape) for shape in beside_shapes(modules, targets, adapter).values()) - shared
+
+
+def pattern_told(targets: Sequence[ModuleInfo], adapter: AdapterConfig) -> Told | None:
+    """(field, message, hint) for a rank or alpha by name that can not be meant; None where all can."""
+    if not isinstance(adapter, PatternedConfig):
+        return None
+    for field, pattern in (("rank_pattern", adapter.rank_pattern), ("alpha_pattern", adapter.alpha_pattern)):
+        for key in pattern:
+            try:
+                found = any(end_match(key, module.name) for module in targets)
+            except AdapterError as error:
+                return field, error.message, error.hint
+            if not found:
+                return (field, f"{key!r} matches none of the target layers.",
+                        "Write the end of a module's name, or a regular expression of it.")
+    return None
 
 
 def beside_problems(modules: Sequence[ModuleInfo], targets: Sequence[ModuleInfo],
@@ -136,6 +153,11 @@ def beside_problems(modules: Sequence[ModuleInfo], targets: Sequence[ModuleInfo]
     except AdapterError as error:
         yield ("adapter.new_tokens", error.message, error.hint)
         return
+    if places and adapter.init == "eva":
+        yield ("adapter.init", "EVA looks at the rows before the new tokens have a place in the model.",
+               "Choose kaiming, or leave the new tokens out.")
+    if len(set(adapter.new_tokens)) < len(adapter.new_tokens) or not all(map(str.strip, adapter.new_tokens)):
+        yield ("adapter.new_tokens", "A new token is empty or named twice.", "Name each of them once.")
     taken = {module.name for module in targets} | {each.module for each in whole if each.parameter == "weight"}
     for place in places:
         if place.name in taken:

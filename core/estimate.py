@@ -11,6 +11,7 @@ from pathlib import Path
 from core.adalora_checks import Finding, adalora_advice, adalora_problems, method_bytes, method_words
 from core.adapter_shapes import BYTES, adapter_shapes, file_bytes
 from core.base_memory import dequantised_bytes, optimizer_part, trained_numbers, weight_bytes
+from core.beside import beside_parameters, beside_problems, beside_shapes, pattern_told
 from core.config import (
     AdaLoraConfig,
     AdapterConfig,
@@ -88,7 +89,8 @@ def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None
         AdapterError: the target layers match nothing.
     """
     targets = _targets(config, card)
-    trainable = trained_numbers(card, targets, config.adapter) + extra_parameters(config, card.modules)
+    trainable = trained_numbers(card, targets, config.adapter) + extra_parameters(config, card.modules) \
+        + beside_parameters(card.modules, targets, config.adapter)
     dtype, dtype_words = _computing_dtype(config)
     tokens = _tokens_at_once(config, scan)
     memory = {
@@ -121,7 +123,8 @@ def _adapter_bytes(config: RunConfig, card: ModelCard, targets: list[ModuleInfo]
     """Of the tensors in the folder that a run leaves, and its sub-folders."""
     if isinstance(config.adapter, FullConfig):  # the whole model
         return card.parameters * BYTES[config.adapter.save_dtype]
-    contents = [adapter_shapes(targets, config.adapter), *extra_files(config, card.modules)]
+    contents = [adapter_shapes(targets, config.adapter) | beside_shapes(card.modules, targets, config.adapter),
+                *extra_files(config, card.modules)]
     return sum(file_bytes(shapes, config.adapter.save_dtype) for shapes in contents if shapes)
 
 
@@ -242,7 +245,8 @@ def _target_problems(config: RunConfig, card: ModelCard) -> list[Problem]:
         return [Problem("adapter.target_modules", error.message, error.hint)]
     if not isinstance(config.adapter, LowRankConfig):
         return []
-    told = parts_problem(targets, config.adapter) or experts_problem(targets, config.adapter)
+    told = parts_problem(targets, config.adapter) or experts_problem(targets, config.adapter) \
+        or pattern_told(targets, config.adapter)
     if told is not None:
         return [Problem(f"adapter.{told[0]}", *told[1:])]
     for module in targets:
@@ -250,7 +254,7 @@ def _target_problems(config: RunConfig, card: ModelCard) -> list[Problem]:
                        *part_rows(module, chosen_parts(module, config.adapter)))
         if rank_of(module.name, config.adapter) > smallest:
             return [_rank_problem(config.adapter, module.name, smallest)]
-    return []
+    return [Problem(*found) for found in beside_problems(card.modules, targets, config.adapter)]
 
 
 def _rank_problem(adapter: TargetConfig, name: str, smallest: int) -> Problem:

@@ -103,6 +103,8 @@ class PatternedConfig(LowRankConfig):
     @classmethod
     def _ranks_are_positive(cls, value: dict[str, int]) -> dict[str, int]:
         for name, rank in value.items():
+            if pattern_problem(name):
+                raise ValueError(f"{name!r} is not a valid regular expression ({pattern_problem(name)})")
             if not 1 <= rank <= 1024:
                 raise ValueError(f"the rank of {name!r} must be from 1 to 1024")
         return value
@@ -111,6 +113,8 @@ class PatternedConfig(LowRankConfig):
     @classmethod
     def _alphas_are_positive(cls, value: dict[str, float]) -> dict[str, float]:
         for name, alpha in value.items():
+            if pattern_problem(name):
+                raise ValueError(f"{name!r} is not a valid regular expression ({pattern_problem(name)})")
             if not 0.0 < alpha <= 4096.0:
                 raise ValueError(f"the alpha of {name!r} must be above 0 and at most 4096")
         return value

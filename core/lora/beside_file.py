@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.beside import TOKEN_ROWS
+from core.beside import ROWS_KEY
 from core.config import LowRankConfig
 from core.events import ModuleInfo
 from core.lora.inject import lora_layers, module_table
@@ -26,7 +26,7 @@ def beside_tensors(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
         tensors[f"{PREFIX}{module}.{inside}{parameter}"] = whole.value.detach().to("cpu", dtype, copy=True)
     for name, module in tokens.items():
         if module.values is not None:
-            tensors[f"{PREFIX}{name}.{TOKEN_ROWS}"] = module.values.detach().to("cpu", dtype)
+            tensors[f"{PREFIX}{name}.{ROWS_KEY}"] = module.values.detach().to("cpu", dtype)
     return tensors
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 from transformers.pytorch_utils import Conv1D
 
+from core.beside import pattern_told
 from core.config import LowRankConfig
 from core.errors import AdapterError
 from core.events import ModuleInfo
@@ -120,7 +121,7 @@ def inject(model: nn.Module, adapter: LowRankConfig, seed: int,
         AdapterError: the targets match nothing, or the rank is above a layer's size.
     """
     chosen = select_targets(module_table(model), adapter)
-    problem = parts_problem(chosen, adapter) or experts_problem(chosen, adapter)
+    problem = parts_problem(chosen, adapter) or experts_problem(chosen, adapter) or pattern_told(chosen, adapter)
     if problem is not None:
         raise AdapterError(*problem[1:])
     for info in chosen:

@@ -27,6 +27,7 @@ PREFIX = "base_model.model."
 _PARTS = re.compile(r"(?P<module>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_embedding_A|lora_embedding_B|"
                     r"lora_magnitude_vector|token_adapter\.trainable_tokens_delta)")
 _FROZEN = re.compile(r"(?P<module>.+?)(?:\.token_adapter)?\.base_layer\.(?P<name>weight|bias)")
+_WRAPPED = re.compile(r"\.(modules_to_save|original_module)\.(weight|bias)$")
 _TOKENS = "token_adapter.trainable_tokens_delta"
 _MAGNITUDE = "lora_magnitude_vector"
 
@@ -99,10 +100,12 @@ def sort_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where
     contents = Contents()
     parts: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
+        if _WRAPPED.search(key) and _WRAPPED.sub(r".\2", key) in tensors:  # PEFT writes a grown head twice
+            continue
         name = key.removeprefix(PREFIX)
         if name == key or not _has_meaning(name, config):
-            raise AdapterError(f"The adapter in {where} holds {key}, which is not a LoRA matrix and no part of a model.",
-                               "It was made by another method or another program.")
+            raise AdapterError(f"The adapter in {where} holds {key}, which is not a LoRA matrix and no part of a "
+                               "model.", "It was made by another method or another program.")
         if not torch.isfinite(tensor).all():
             raise AdapterError(f"The adapter in {where} holds numbers that are not finite in {key}.")
         part, frozen = _PARTS.fullmatch(name), _FROZEN.fullmatch(name)

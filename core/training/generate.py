@@ -20,6 +20,7 @@ from core.jobs import AdapterUse, Generate
 from core.lora.adapter_file import read_origin
 from core.lora.adapter_set import AdapterSet
 from core.lora.prefix import prefix_length
+from core.lora.tokenizer_files import has_tokenizer
 from core.models.inspect import fingerprint
 from core.models.library import resolve
 from core.models.load import load_model, load_tokenizer, resolve_device, resolve_dtype
@@ -45,6 +46,7 @@ class LoadedModel:
     fingerprint: str
     adapters: AdapterSet
     names: tuple[str, ...] = ()
+    tuned_tokenizer: PreTrainedTokenizerBase | None = None  # of an adapter that taught the model new tokens
     whole: Path | None = None  # a fine-tuned model that answers instead of base + adapters
     tuned: PreTrainedModel | None = None
 
@@ -136,6 +138,8 @@ def _put_on(uses: tuple[AdapterUse, ...], loaded: LoadedModel) -> None:
         if name not in adapters.names:
             adapters.load(name, folder)
     loaded.names = names
+    taught = [folder for folder in folders if has_tokenizer(folder)]
+    loaded.tuned_tokenizer = load_tokenizer(taught[0]) if taught else None
     loaded.use(tuple(use.strength for use in uses))
 
 
@@ -217,13 +221,14 @@ class _Stream:
         self._adapters = loaded.adapters
         self._seconds = 0.0
         messages = [Message(role, content) for role, content in job.conversations[column]]
-        prompt = render_prompt(messages, loaded.tokenizer)
+        tokenizer = loaded.tuned_tokenizer if column == "tuned" and loaded.tuned_tokenizer else loaded.tokenizer
+        prompt = render_prompt(messages, tokenizer)
         model = loaded.tuned if column == "tuned" and loaded.tuned is not None else loaded.model
         before = prefix_length(model) if column == "tuned" else 0
         room = _room(model, before + len(prompt))
         sampling = Sampling(job.temperature, job.top_p, job.seed)
         self.answer = Answer(model, prompt, sampling, loaded.stop_ids, min(job.max_new_tokens, room))
-        self._text_stream = TextStream(loaded.tokenizer)
+        self._text_stream = TextStream(tokenizer)
 
     def advance(self, control: Control) -> Iterator[Event]:
         """One token further."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from core.config import FullConfig, RunConfig
+from core.config import FullConfig, PatternedConfig, RunConfig
 from core.control import Control
 from core.data.batching import Batch, pack, pad
 from core.data.prepare import prepare_rows
@@ -19,6 +19,7 @@ from core.data.template import EncodedRow
 from core.errors import CoreError, ModelError
 from core.events import Event, Note, Progress
 from core.lora.adaptation import Adaptation
+from core.lora.beside import add_tokens
 from core.lora.full import METHOD as FULL
 from core.lora.full import METHOD_KEY
 from core.lora.method import Material
@@ -70,6 +71,8 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
     yield Progress("Reading the model", 0, 0)
     card = read_card(path)
     tokenizer = load_tokenizer(path)
+    if isinstance(config.adapter, PatternedConfig):
+        add_tokens(tokenizer, config.adapter.new_tokens)
     prepared = yield from prepare_rows(config.data, tokenizer, config.training.seed, control)
     device = resolve_device(config.training.device)
     # full fine-tuning: small steps would be lost in 16-bit weights
@@ -79,9 +82,9 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
     quantisation = quantisation_of(config.adapter, dtype)
     model = load_model(path, device, dtype, quantisation)
     control.check()
-    _check_vocabulary(model, prepared.train)
     adaptation = Adaptation(config)
-    adaptation.install(model, Material(prepared.train, config.training.seed, check=control.check))
+    adaptation.install(model, Material(prepared.train, config.training.seed, tokenizer, check=control.check))
+    _check_vocabulary(model, prepared.train)
     loss, batches, packing, reason = choose_path(model, prepared.train, config.training.packing, device)
     if reason:
         yield Note(reason)
