@@ -5,6 +5,7 @@ from typing import Protocol
 
 from app.theme import Scheme
 from core.config import RunConfig
+from core.events import AdapterCard
 
 
 class Actions(Protocol):
@@ -68,6 +69,22 @@ class Actions(Protocol):
 
     def export(self, run_dir: Path) -> None:
         """Open the export wizard for a run."""
+        ...
+
+    def import_adapter(self, path: Path | None = None) -> None:
+        """Look at an adapter made elsewhere; None lets the person choose its folder."""
+        ...
+
+    def chat_with_adapter(self, path: Path, base: str) -> None:
+        """Try an adapter that no run made, on this base model."""
+        ...
+
+    def train_from(self, card: AdapterCard, base: str) -> None:
+        """Put a run together that goes on from an adapter."""
+        ...
+
+    def export_adapter(self, card: AdapterCard, base: str) -> None:
+        """Open the export wizard for an adapter that no run made."""
         ...
 
     def show_command(self) -> None:

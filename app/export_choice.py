@@ -6,7 +6,7 @@ from typing import Literal
 
 from app.shell import command_line
 from core import files
-from core.config import RunConfig
+from core.config import FullConfig, RunConfig
 from core.events import ModelCard
 from core.jobs import Export
 from core.paths import data_root
@@ -14,6 +14,8 @@ from core.words import size
 
 Target = Literal["adapter", "merged"]
 ExportDtype = Literal["base", "fp32", "bf16", "fp16"]
+ExportForm = Literal["peft", "compatible"]
+MergeInto = Literal["original", "dequantised"]
 _BYTES_OF = {"fp32": 4, "bf16": 2, "fp16": 2}
 _SPARE_BYTES = 2**24
 _WRITE_BYTES_PER_SECOND = 100e6
@@ -30,11 +32,16 @@ class ExportChoice:
     dtype: ExportDtype = "base"
     shard_bytes: int = 0
     out: Path = Path()
+    form: ExportForm = "peft"  # of an adapter
+    base: str = ""  # of an adapter that was made elsewhere; `run_dir` is its folder then
+    merge_into: MergeInto = "original"  # of a merged QLoRA run
 
     def job(self) -> Export:
         """The request to the engine."""
         return Export(self.run_dir, self.to, self.out, self.checkpoint, self.dtype,
-                      self.shard_bytes if self.to == "merged" else 0)
+                      self.shard_bytes if self.to == "merged" else 0, base=self.base,
+                      form=self.form if self.to == "adapter" else "peft",
+                      merge_into=self.merge_into if self.to == "merged" else "original")
 
     def command(self) -> str:
         """The same as a command line of this system."""
@@ -45,6 +52,12 @@ class ExportChoice:
             words += ["--dtype", self.dtype]
         if self.to == "merged" and self.shard_bytes:
             words += ["--shard-size", str(self.shard_bytes)]
+        if self.to == "adapter" and self.form != "peft":
+            words += ["--form", self.form]
+        if self.to == "merged" and self.merge_into != "original":
+            words += ["--merge-into", self.merge_into]
+        if self.base:
+            words += ["--base", self.base]
         return command_line(words)
 
     def with_default_folder(self) -> "ExportChoice":
@@ -61,6 +74,11 @@ class ExportFacts:
     adapter_bytes: int  # as it lies in the run, fp32 unless chosen otherwise
     card: ModelCard | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Full fine-tuning: there is a model and no adapter."""
+        return isinstance(self.config.adapter, FullConfig)
+
     def bytes_of(self, choice: ExportChoice) -> int:
         """How much the export takes, about; 0 while not known."""
         if choice.to == "adapter":
@@ -68,6 +86,8 @@ class ExportFacts:
             return self.adapter_bytes * _BYTES_OF.get(choice.dtype, stored) // stored
         if self.card is None:
             return 0
+        if choice.dtype == "base" and self.is_whole:
+            return self.card.parameters * _BYTES_OF[self.config.adapter.save_dtype]
         if choice.dtype == "base":
             return self.card.bytes_on_disk
         return self.card.parameters * _BYTES_OF[choice.dtype]

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from PySide6.QtCore import Qt, Slot
+from PySide6.QtCore import QSignalBlocker, Qt, Slot
 from PySide6.QtGui import QMouseEvent
 from PySide6.QtWidgets import (
     QButtonGroup,
@@ -20,8 +20,10 @@ from PySide6.QtWidgets import (
 )
 
 from app import figures, theme
-from app.export_choice import ExportDtype, Target, folder_problem
+from app.export_choice import ExportDtype, ExportForm, Target, folder_problem
 from app.export_state import ExportState
+from app.loader_table import LoaderTable
+from app.merge_choice import MergeChoice, is_quantised
 from app.method_choice import method_words
 from app.run_picker import RunPicker
 from app.widgets import ProblemLine, button, label, row
@@ -67,6 +69,9 @@ class WhatPage(ExportPage):
 
     @Slot()
     def _picked(self) -> None:
+        if self.state.choice.base:  # made elsewhere: there is nothing to pick
+            self._say_elsewhere()
+            return
         run, adapter = self.picker.run, self.picker.adapter
         if run is not None and adapter is not None:
             self._problem.set_problem(self.state.choose_run(run.path, adapter.checkpoint, adapter.path))
@@ -81,9 +86,18 @@ class WhatPage(ExportPage):
                             f"adapter {size(facts.adapter_bytes)}")
         self.completeChanged.emit()
 
+    def _say_elsewhere(self) -> None:
+        card = self.state.adapter
+        self.picker.hide()
+        self._facts.setText("" if card is None else
+                            f"The adapter {card.name} ({card.method}, rank {card.rank}) in {card.path}, on the base "
+                            f"model {Path(self.state.choice.base).name} · {size(card.bytes)}")
+        self.completeChanged.emit()
+
     def isComplete(self) -> bool:  # noqa: N802
         """A run that can be read is chosen."""
-        return self.picker.adapter is not None and self.state.facts is not None
+        chosen = bool(self.state.choice.base) or self.picker.adapter is not None
+        return chosen and self.state.facts is not None
 
 
 class TargetCard(QFrame):
@@ -135,6 +149,8 @@ class WherePage(ExportPage):
 
     def initializePage(self) -> None:  # noqa: N802
         """Tick what was chosen before and say what it costs."""
+        facts = self.state.facts
+        self.cards["adapter"].setVisible(facts is None or not facts.is_whole)  # there is none after full fine-tuning
         self.cards[self.state.choice.to].radio.setChecked(True)
         self.show_costs()
 
@@ -171,6 +187,11 @@ class DetailsPage(ExportPage):
         self.shards.setAccessibleName("Largest file")
         for words, size_bytes in _SHARDS:
             self.shards.addItem(words, size_bytes)
+        self.form = QComboBox()
+        self.form.setAccessibleName("Form")
+        self.form.addItem("As it was trained (PEFT)", "peft")
+        self.form.addItem("Compatible: the same effect, written so that every loader reads it", "compatible")
+        self.loaders = LoaderTable()
         self.folder = QLineEdit()
         self.folder.setAccessibleName("Folder")
         self.folder.setMinimumWidth(360)
@@ -180,12 +201,19 @@ class DetailsPage(ExportPage):
         self._form = QFormLayout(self)
         self._form.setRowWrapPolicy(QFormLayout.RowWrapPolicy.WrapAllRows)
         self._form.setVerticalSpacing(6)
+        self._form.addRow(label("Form"), self.form)
+        self._form.addRow(self.loaders)
+        self.merge = MergeChoice()
+        self.merge.changed.connect(self._take)
+        self._form.addRow(label("Merge into"), self.merge)
         self._form.addRow(label("Number type"), self.dtype)
         self._form.addRow(self.dtype_help)
         self._form.addRow(label("Largest file"), self.shards)
         self._form.addRow(label("Folder"), row(self.folder, self.browse))
         self._form.addRow(self.problem)
         self._form.addRow(self.space)
+        self.form.currentIndexChanged.connect(self._form_chosen)
+        state.facts_changed.connect(self._show_form)
         self.dtype.currentIndexChanged.connect(self._take)
         self.shards.currentIndexChanged.connect(self._take)
         self.folder.textChanged.connect(self._take)
@@ -195,9 +223,10 @@ class DetailsPage(ExportPage):
         """Offer what fits the target."""
         choice, facts = self.state.choice, self.state.facts
         merged = choice.to == "merged"
-        kept = facts.config.adapter.save_dtype if facts and not merged else (
+        from_run = not merged or (facts is not None and facts.is_whole)
+        kept = facts.config.adapter.save_dtype if facts and from_run else (
             facts.card.dtype if facts and facts.card else "")
-        same = "As in the base model" if merged else "As in the run"
+        same = "As in the run" if from_run else "As in the base model"
         self.dtype.blockSignals(True)
         self.dtype.clear()
         for words, value in ((f"{same} ({kept})" if kept else same, "base"), ("fp32", "fp32"), ("bf16", "bf16"),
@@ -206,6 +235,10 @@ class DetailsPage(ExportPage):
         self.dtype.setCurrentIndex(max(0, self.dtype.findData(choice.dtype)))
         self.dtype.blockSignals(False)
         self._form.setRowVisible(self.shards, merged)
+        quantised = merged and is_quantised(facts.config if facts else None)
+        self._form.setRowVisible(self.merge, quantised)
+        self.merge.show_value(choice.merge_into if quantised else "original")
+        self._show_form()
         self.dtype_help.setText("fp32 keeps the adapter's effect whole; 16-bit files are half the size and round it, "
                                 "by how much stands in the receipt.")
         self.folder.setText(str(self.state.choice.with_default_folder().out))
@@ -215,7 +248,7 @@ class DetailsPage(ExportPage):
     def _take(self) -> None:
         out = Path(self.folder.text().strip()).expanduser()
         self.state.choice = replace(self.state.choice, dtype=cast(ExportDtype, self.dtype.currentData() or "base"),
-                                   shard_bytes=self.shards.currentData() or 0, out=out)
+                                   shard_bytes=self.shards.currentData() or 0, out=out, merge_into=self.merge.value)
         needed = self.state.facts.bytes_of(self.state.choice) if self.state.facts else 0
         message, hint = folder_problem(self.folder.text(), needed)
         self.problem.set_problem(f"{message} {hint}".strip())
@@ -223,6 +256,24 @@ class DetailsPage(ExportPage):
         self.folder.style().polish(self.folder)
         self.space.setText(self._space_words(out, needed))
         self.completeChanged.emit()
+
+    @Slot()
+    def _show_form(self) -> None:
+        """The form that is chosen and who reads it; the adapter may still be looked at."""
+        card = self.state.adapter
+        shown = self.state.choice.to == "adapter" and card is not None
+        self._form.setRowVisible(self.form, shown and bool(card and card.compatible))
+        self._form.setRowVisible(self.loaders, shown)
+        with QSignalBlocker(self.form):
+            self.form.setCurrentIndex(self.form.findData(self.state.choice.form))
+        if card is not None:
+            self.loaders.show_verdicts(card.loaders if self.state.choice.form == "peft" else card.compatible)
+            self.loaders.setVisible(shown)
+
+    @Slot()
+    def _form_chosen(self) -> None:
+        self.state.choose_form(cast(ExportForm, self.form.currentData()))
+        self._show_form()
 
     def _space_words(self, out: Path, needed: int) -> str:
         if not out.is_absolute():

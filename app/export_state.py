@@ -9,7 +9,7 @@ from app.export_choice import ExportChoice, ExportFacts, ExportForm, Target
 from app.operations import Operations
 from core import events
 from core.adapter_folder import adapter_folder_bytes
-from core.config import LoraConfig, ModelConfig, RunConfig
+from core.config import FullConfig, LoraConfig, ModelConfig, RunConfig
 from core.errors import CoreError, describe
 from core.jobs import InspectAdapter, InspectModel
 from core.runs.folder import RunFolder
@@ -42,14 +42,19 @@ class ExportState(QObject):
         self.facts = None
         try:
             config = RunFolder(run_dir).config()
-            weights = adapter_folder_bytes(adapter)
+            whole = isinstance(config.adapter, FullConfig)
+            weights = 0 if whole else adapter_folder_bytes(adapter)
         except CoreError as error:
             return f"{error.message} {error.hint}".strip()
         except OSError as error:
             return describe(error).message
         self.facts = ExportFacts(config, weights)
         self._inspect(config.model.path)
-        self._look_at(adapter)
+        if whole:
+            self.adapter = None
+            self.choose_target("merged")
+        else:
+            self._look_at(adapter)
         return ""
 
     def choose_elsewhere(self, card: events.AdapterCard, base: str) -> None:

@@ -9,6 +9,7 @@ from app.actions import Actions
 from app.draft import Draft
 from app.operations import Operations
 from app.run_session import RunSession
+from core.events import AdapterCard
 
 if TYPE_CHECKING:  # for the types alone: importing them is what is put off
     from app.pages.chat import ChatPage
@@ -43,6 +44,7 @@ def make_runs(session: RunSession, actions: Actions) -> "RunsPage":
     page.repeat_requested.connect(actions.repeat)
     page.chat_requested.connect(actions.chat_with)
     page.export_requested.connect(actions.export)
+    page.import_requested.connect(actions.import_adapter)
     page.renamed.connect(actions.run_moved)
     page.deleted.connect(actions.run_deleted)
     session.began.connect(lambda _run: page.refresh())
@@ -68,4 +70,26 @@ def make_export_wizard(operations: Operations, actions: Actions, run_dir: Path, 
 
     wizard = ExportWizard(operations, run_dir, parent=parent)
     wizard.chat_requested.connect(actions.chat_with)
+    return wizard
+
+
+def make_import_dialog(operations: Operations, actions: Actions, path: Path, parent: QWidget) -> QDialog:
+    """What an adapter made elsewhere is, and what can be done with it."""
+    from app.import_dialog import ImportDialog  # noqa: PLC0415
+
+    dialog = ImportDialog(operations, path, parent)
+    dialog.chat_requested.connect(actions.chat_with_adapter)
+    dialog.train_requested.connect(actions.train_from)
+    dialog.export_requested.connect(actions.export_adapter)
+    return dialog
+
+
+def make_adapter_wizard(operations: Operations, actions: Actions, card: AdapterCard, base: str,
+                        parent: QWidget) -> QDialog:
+    """The export wizard for an adapter made elsewhere."""
+    from app.export_wizard import ExportWizard  # noqa: PLC0415
+
+    wizard = ExportWizard(operations, parent=parent)
+    wizard.state.choose_elsewhere(card, base)
+    wizard.chat_requested.connect(lambda path: actions.chat_with_adapter(path, base))
     return wizard

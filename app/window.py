@@ -28,9 +28,10 @@ from app.sidebar import Sidebar
 from app.state_view import StateView, page_of
 from core.config import RunConfig, load_config
 from core.errors import CoreError, describe
-from core.events import Failed
+from core.events import AdapterCard, Failed
 from core.paths import SAMPLE, SAMPLE_RUN_FILE
 from core.runs.folder import RunFolder, new_run_path
+from core.start import going_on_from
 
 if TYPE_CHECKING:  # imported when they are first needed: they bring the plotting library
     from app.pages.chat import ChatPage
@@ -300,6 +301,33 @@ class MainWindow(QMainWindow):
     def export(self, run_dir: Path) -> None:
         """Open the export wizard for a run."""
         self._open(late_pages.make_export_wizard(self.operations, self, run_dir, self))
+
+    def import_adapter(self, path: Path | None = None) -> None:
+        """Look at an adapter made elsewhere; None lets the person choose its folder."""
+        if path is None:
+            chosen = QFileDialog.getExistingDirectory(self, "Adapter folder")
+            path = Path(chosen) if chosen else None
+        if path is not None:
+            self._open(late_pages.make_import_dialog(self.operations, self, path, self))
+
+    def chat_with_adapter(self, path: Path, base: str) -> None:
+        """Open the Chat page with an adapter that no run made, on this base model."""
+        self.show_page("chat")
+        cast("ChatPage", self.page("chat")).choose_adapter(path, base)
+
+    def train_from(self, card: AdapterCard, base: str) -> None:
+        """Put a run together that goes on from an adapter; only the data are the person's own."""
+        try:
+            config = going_on_from(self.draft.config, card.settings, base)
+        except CoreError as error:
+            self.show_failure(Failed.of(error))
+            return
+        self.draft.replace(config, f"{card.name}-continued")
+        self.show_page("method")
+
+    def export_adapter(self, card: AdapterCard, base: str) -> None:
+        """Open the export wizard for an adapter that no run made."""
+        self._open(late_pages.make_adapter_wizard(self.operations, self, card, base, self))
 
     def show_command(self) -> None:
         """Show the equivalent command line and run file."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.adapter_folder import ORIGIN_NAME, is_adapter_folder
-from core.config import METHODS, DoraConfig, PatternedConfig
+from core.config import METHODS, DoraConfig, PatternedConfig, RunConfig, parse_config
 from core.expert_names import parameter_of
 from core.fused_parts import FUSED_KINDS, PARTS, PARTS_KEY
 
@@ -149,3 +149,14 @@ def _difference(adapter: PatternedConfig, wanted: dict[str, Any]) -> tuple[str, 
         return ("fused_parts", f"The adapter to start from has other parts of fused layers: {', '.join(parts)}.",
                 "Set the same.")
     return None
+
+
+def going_on_from(config: RunConfig, settings: dict[str, Any], model: str) -> RunConfig:
+    """`config` with an adapter's own settings (see AdapterCard.settings) and base model: a run that goes on from it.
+
+    Raises:
+        ConfigError: the settings are not those of a method that is offered.
+    """
+    values = config.model_dump(mode="json")
+    return parse_config({**values, "adapter": settings, "model": {**values["model"], "path": model}},
+                        "What is known of the adapter")

@@ -19,6 +19,7 @@ from send2trash import send2trash
 
 from app import theme
 from app.background import Background
+from app.folder_drop import FolderDrop
 from app.run_difference import DifferencePanel
 from app.run_overlay import RunOverlay
 from app.run_table import RunTable, RunTableModel
@@ -39,7 +40,8 @@ class RunsPage(QWidget):
 
     Signals, each with the run folder: `open_requested`, `resume_requested`, `chat_requested`,
     `export_requested`; `repeat_requested(RunConfig)`; `start_requested()` in the empty state;
-    `renamed(Path, Path)` and `deleted(Path)` when it is done.
+    `renamed(Path, Path)` and `deleted(Path)` when it is done; `import_requested(Path | None)`: an adapter folder
+    was dropped here, or is to be asked for.
     """
 
     open_requested = Signal(object)
@@ -50,6 +52,7 @@ class RunsPage(QWidget):
     start_requested = Signal()
     renamed = Signal(object, object)
     deleted = Signal(object)
+    import_requested = Signal(object)
 
     def __init__(self, root: Callable[[], Path] = runs_root, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -65,6 +68,7 @@ class RunsPage(QWidget):
         self._actions: dict[str, QPushButton] = {}
         self._build()
         self._connect()
+        FolderDrop(self).dropped.connect(self.import_requested)
         self._timer = QTimer(self)
         self._timer.setInterval(REFRESH_MILLISECONDS)
         self._timer.timeout.connect(self.refresh)
@@ -113,7 +117,9 @@ class RunsPage(QWidget):
         for key, text, sign, slot in items:
             self._actions[key] = button(text, slot, icon=sign, role="danger" if key == "delete" else "")
         made = list(self._actions.values())
-        return row(*made[:-1], None, made[-1], spacing=6)
+        self.import_button = button("Import adapter…", lambda: self.import_requested.emit(None), icon="download-simple",
+                                    tip="Look at an adapter made elsewhere; its folder can be dropped here too")
+        return row(*made[:-1], None, self.import_button, made[-1], spacing=6)
 
     def _connect(self) -> None:
         self.empty.pressed.connect(self.start_requested)

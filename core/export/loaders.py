@@ -68,7 +68,7 @@ def _vllm(facts: AdapterFacts) -> LoaderVerdict:
     factor = facts.alpha / (math.sqrt(facts.rank) if facts.rslora else facts.rank) if facts.rank else 0.0
     wrong = _wrongly_scaled(facts, dict.fromkeys(facts.scales, factor))
     if wrong:
-        return LoaderVerdict("vLLM", "wrongly", f"It takes one scale for all modules and ignores patterns: {wrong}.")
+        return LoaderVerdict("vLLM", "wrongly", f"It knows one scale for all modules, no patterns: {wrong}.")
     needed = next((rank for rank in VLLM_RANKS if rank >= _largest(facts)), 0)
     why = (f"Start it with --max-lora-rank {needed}." if needed > VLLM_DEFAULT_RANK
            else "It reads plain LoRA up to rank 16 as it is.")
@@ -103,7 +103,7 @@ def _llama_cpp(facts: AdapterFacts) -> LoaderVerdict:
     wrong = _wrongly_scaled(facts, {name: facts.alpha / rank for name, rank in facts.ranks.items() if rank})
     if wrong:
         return LoaderVerdict("llama.cpp", "wrongly",
-                             f"It scales by alpha through each rank and knows neither rsLoRA nor patterns: {wrong}.")
+                             f"It knows neither rank-stabilised scaling nor patterns: {wrong}.")
     return LoaderVerdict("llama.cpp", "exactly", "After convert_lora_to_gguf.py with --base.")
 
 
@@ -119,7 +119,7 @@ def _wrongly_scaled(facts: AdapterFacts, taken: Mapping[str, float]) -> str:
     for name, factor in taken.items():
         true = facts.scales[name]
         if facts.ranks[name] and abs(factor - true) > _SAME * max(abs(true), abs(factor)):
-            return f"{name} would count {factor / true:.3g} times as much" if true else f"{name} should count nothing"
+            return f"{_short(name)} would count {factor / true:.2g} times" if true else f"{_short(name)} should be off"
     return ""
 
 
@@ -139,3 +139,10 @@ def extra_verdicts(words: str, *, has_own: bool, is_prefix: bool) -> list[Loader
         return [LoaderVerdict(name, "wrongly", why) for name in ("peft", "vLLM", "llama.cpp")]
     return [LoaderVerdict(name, "refuses", f"It finds no adapter: it does not know {words}.")
             for name in ("peft", "vLLM", "llama.cpp")]
+
+
+def _short(name: str) -> str:
+    """`q_proj of layer 3` for model.layers.3.self_attn.q_proj."""
+    layer = next((part for part in name.split(".") if part.isdigit()), "")
+    kind = name.rpartition(".")[2]
+    return f"{kind} of layer {layer}" if layer else kind

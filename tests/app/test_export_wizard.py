@@ -25,6 +25,12 @@ MARKUP = "<img src=x><b>bold</b>"
 CARD = events.ModelCard(Path("/m"), "SmolLM2", "llama", "LlamaForCausalLM", 134_515_008, 30, 576, 1536, 9, 3, 49152,
                         8192, "bf16", 269_000_000, True, True, "x", "f")
 
+READERS = tuple(events.LoaderVerdict(name, "exactly", f"Fine {MARKUP}") for name in ("peft", "vLLM", "llama.cpp"))
+ADAPTER = events.AdapterCard(
+    Path("/a"), "a", "LoRA, rank-stabilised", 8, 1000, 4000, "fp32", "SmolLM2", "",
+    loaders=(READERS[0], READERS[1], events.LoaderVerdict("llama.cpp", "wrongly", f"It scales {MARKUP}")),
+    compatible=READERS)
+
 
 def receipt(out: Path, passed: bool = True) -> events.Receipt:
     rows = (events.ReceiptRow(f"Prompt {MARKUP}", f"Same {MARKUP}", f"Same {MARKUP}", 3e-5, 1.0),)
@@ -43,6 +49,10 @@ class Engine:
     def script(self, job: jobs.Job, control: Control) -> Iterator[events.Event]:
         if isinstance(job, jobs.InspectModel):
             yield events.ModelInspected(CARD)
+            yield events.Result()
+            return
+        if isinstance(job, jobs.InspectAdapter):
+            yield events.AdapterInspected(ADAPTER)
             yield events.Result()
             return
         assert isinstance(job, jobs.Export)
@@ -65,6 +75,7 @@ def open_wizard(qtbot: QtBot, run: Path, engine: Engine) -> ExportWizard:
     qtbot.addWidget(wizard)
     wizard.show()
     qtbot.waitUntil(lambda: wizard.state.facts is not None and wizard.state.facts.card is not None, timeout=5000)
+    qtbot.waitUntil(lambda: wizard.state.operations.current("work") is None, timeout=5000)  # the adapter, too
     return wizard
 
 
@@ -262,3 +273,39 @@ def test_another_run_never_slips_in_for_one_without_adapter(qtbot: QtBot, tmp_pa
     wizard.what.picker.run_box.setCurrentIndex(0)
     assert wizard.state.choice.run_dir.name == "good" and wizard.what.isComplete()
     qtbot.waitUntil(lambda: wizard.state.facts is not None and wizard.state.facts.card is not None, timeout=5000)
+
+
+def test_the_form_that_more_programs_read_is_proposed(qtbot: QtBot, run: Path) -> None:
+    wizard = open_wizard(qtbot, run, Engine())
+    qtbot.waitUntil(lambda: wizard.state.adapter is not None, timeout=5000)
+    wizard.next()
+    wizard.next()
+    details = wizard.details
+    assert details.form.currentData() == "compatible" and details.form.isVisible()
+    assert all("exactly" in line for line in details.loaders.lines)
+    details.form.setCurrentIndex(details.form.findData("peft"))
+    assert "llama.cpp reads it wrongly" in details.loaders.lines[2]
+    assert wizard.state.choice.job().form == "peft" and "--form" not in wizard.state.choice.command()
+    details.form.setCurrentIndex(details.form.findData("compatible"))
+    assert wizard.state.choice.job().form == "compatible" and "--form compatible" in wizard.state.choice.command()
+    wizard.back()
+    wizard.where.cards["merged"].radio.setChecked(True)
+    wizard.next()
+    assert not details.form.isVisible() and not details.loaders.isVisible()
+    assert wizard.state.choice.job().form == "peft"
+
+
+def test_an_adapter_made_elsewhere_is_exported_on_its_base(qtbot: QtBot, tmp_path: Path) -> None:
+    engine = Engine()
+    wizard = ExportWizard(Operations(FakeClient(engine.script), engine.client), root=lambda: tmp_path)
+    qtbot.addWidget(wizard)
+    wizard.state.choose_elsewhere(ADAPTER, "/models/theirs")
+    wizard.show()
+    qtbot.waitUntil(lambda: wizard.state.facts is not None and wizard.state.facts.card is not None, timeout=5000)
+    qtbot.waitUntil(lambda: wizard.state.operations.current("work") is None, timeout=5000)
+    assert wizard.what.isComplete() and not wizard.what.picker.isVisible()
+    wizard.next()
+    wizard.next()
+    job = wizard.state.choice.job()
+    assert (job.run_dir, job.base, job.form) == (Path("/a"), "/models/theirs", "compatible")
+    assert "--base /models/theirs" in wizard.state.choice.command()
