@@ -63,8 +63,8 @@ class Adaptation:
         if not self.methods:
             raise AdapterError(NOTHING_TO_TRAIN, "Choose a method, or add the table [prefix] or [bottleneck].")
         if len(self.methods) > 1 and any(isinstance(method, Full) for method in self.methods):
-            raise AdapterError("Full fine-tuning leaves a whole model, in which a prefix or bottleneck adapters have no "
-                               "place.", "Leave them out, or choose another method.")
+            raise AdapterError("Full fine-tuning leaves a whole model, in which a prefix or bottleneck adapters have "
+                               "no place.", "Leave them out, or choose another method.")
         model.requires_grad_(False)
         for method in self.methods:
             method.install(model, material)

@@ -184,8 +184,9 @@ def read_prefix(folder: Path, config: dict[str, Any]) -> PrefixFile:
         AdapterError: missing, damaged, not a prefix of a causal model, of another shape than it says,
             or not finite.
     """
-    sizes = [config.get(name) for name in ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")]
-    if any(not isinstance(size, int) or size < 1 for size in sizes) or sizes[3] % sizes[2]:
+    told = (config.get(name) for name in ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim"))
+    sizes = [size for size in told if isinstance(size, int) and size >= 1]
+    if len(sizes) < 4 or sizes[3] % sizes[2]:
         raise AdapterError(f"The prefix in {folder} does not say its sizes.", "Its adapter_config.json is damaged.")
     if config.get("num_transformer_submodules") not in (1, None):
         raise AdapterError(f"The prefix in {folder} belongs to a model with an encoder, which is not supported.")

@@ -115,7 +115,7 @@ class TrainedPrefix(ModelExtra):
         if not self.enabled:
             return None
         given: dict[str, Any] = dict(zip(self._argument_names, args, strict=False)) | kwargs
-        tokens = given.get("input_ids") if given.get("input_ids") is not None else given["inputs_embeds"]
+        tokens = given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
         if given.get("position_ids") is not None:
             given["position_ids"] = given["position_ids"] + self.length
         if given.get("boundaries"):  # packed rows: the attention itself puts the prefix before each of them

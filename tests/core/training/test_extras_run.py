@@ -238,7 +238,8 @@ def test_merging_is_refused_with_the_reason(kind: str, tiny_model: Path, data: P
     assert not (tmp_path / "out").exists()
 
 
-def test_several_on_one_base_are_switched_and_two_prefixes_at_once_are_refused(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+def test_several_are_switched_on_one_base_and_two_prefixes_at_once_are_refused(tiny_model: Path, data: Path,
+                                                                              tmp_path: Path) -> None:
     from core.lora.adapter_set import AdapterSet
 
     for name in ("a", "b"):
