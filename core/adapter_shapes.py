@@ -54,6 +54,17 @@ def has_start(module: ModuleInfo, adapter: AdapterConfig) -> bool:
     return isinstance(adapter, PatternedConfig) and adapter.takes_from_base and module.type in ("Linear", "Conv1D")
 
 
+def start_numbers(targets: Sequence[ModuleInfo], adapter: AdapterConfig) -> int:
+    """How many numbers the starts hold, which are kept beside what is trained."""
+    return sum(rank_of(module.name, adapter) * (module.in_features + module.out_features) for module in targets
+               if isinstance(adapter, PatternedConfig) and has_start(module, adapter))
+
+
+def kept_outputs(targets: Sequence[ModuleInfo], adapter: AdapterConfig) -> int:
+    """How many numbers a token leaves behind for the backward pass of DoRA: the outputs before they are scaled."""
+    return sum(module.out_features for module in targets) if isinstance(adapter, DoraConfig) else 0
+
+
 def trained_parameters(targets: Sequence[ModuleInfo], adapter: AdapterConfig) -> int:
     """How many numbers are trained: r (in + out) for each adapted module (arXiv 2106.09685, section 4.2), and more
     where the method asks for more."""
@@ -63,9 +74,7 @@ def trained_parameters(targets: Sequence[ModuleInfo], adapter: AdapterConfig) ->
         if parts:
             whole = len(parts) * module.out_features
             blank += rank_of(module.name, adapter) * (whole - sum(part_rows(module, parts)))
-    for module in targets:
-        if has_start(module, adapter):
-            blank += rank_of(module.name, adapter) * (module.in_features + module.out_features)
+    blank += start_numbers(targets, adapter)
     tied = tied_head(targets, adapter)
     if tied is not None and isinstance(adapter, LowRankConfig):  # in the file twice
         blank += rank_of(tied.name, adapter) * (tied.in_features + tied.out_features)

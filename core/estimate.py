@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.adalora_checks import Finding, adalora_advice, adalora_problems, method_bytes, method_words
-from core.adapter_shapes import BYTES, adapter_shapes, file_bytes
+from core.adapter_shapes import BYTES, adapter_shapes, file_bytes, kept_outputs, start_numbers
 from core.base_memory import dequantised_bytes, optimizer_part, trained_numbers, weight_bytes
 from core.beside import beside_parameters, beside_problems, beside_shapes, pattern_told
 from core.config import (
@@ -94,10 +94,11 @@ def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None
     dtype, dtype_words = _computing_dtype(config)
     tokens = _tokens_at_once(config, scan)
     memory = {
-        "weights": weight_bytes(card, config.adapter, dtype),
+        "weights": weight_bytes(card, config.adapter, dtype) + 4 * start_numbers(targets, config.adapter),
         **optimizer_part(config.adapter, trainable, OPTIMIZER_BYTES + method_bytes(config.adapter)),
         "activations": tokens * (_activation_bytes(card, _lowest_layer(config, targets), dtype)
-                                 + 4 * extra_activation_numbers(config, card.modules))
+                                 + 4 * extra_activation_numbers(config, card.modules)
+                                 + 4 * kept_outputs(targets, config.adapter))
         + dequantised_bytes(card, config.adapter, dtype),
         "output layer": min(tokens * card.vocabulary, CHUNK_LOGITS) * 8,
         "program": PROCESS_BYTES + (CUDA_CONTEXT_BYTES if config.training.device.startswith("cuda") else 0),
