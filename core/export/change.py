@@ -89,5 +89,9 @@ def output_norms(tensor: PlannedTensor, blocks: Iterable[tuple[int, int]], reade
 def _update(pair: LoraPair, start: int, stop: int, transposed: bool) -> Tensor:
     """Rows of s B A as the weight is stored, in fp64."""
     lora_a, lora_b = pair.lora_a.double(), pair.lora_b.double()
-    product = lora_a[:, start:stop].T @ lora_b.T if transposed else lora_b[start:stop] @ lora_a
+    if lora_a.ndim == 3:  # of all experts, which are the rows
+        product = lora_b[start:stop] @ lora_a[start:stop]
+        product = product.transpose(1, 2) if transposed else product
+    else:
+        product = lora_a[:, start:stop].T @ lora_b.T if transposed else lora_b[start:stop] @ lora_a
     return product.mul_(pair.scale)

@@ -114,9 +114,10 @@ def compatible_verdicts(adapter: AdapterFile) -> list[Any]:
 
 def _settings(adapter: AdapterFile) -> tuple[dict[str, Any], str]:
     try:
-        return {**settings_from(adapter.config, list(adapter.pairs), adapter.origin), "start_from": str(adapter.path)}, ""
+        settings = settings_from(adapter.config, list(adapter.pairs), adapter.origin)
     except ValueError as error:
         return {}, str(error)
+    return {**settings, "start_from": str(adapter.path)}, ""
 
 
 def _verdicts(adapter: AdapterFile, facts: AdapterFacts) -> list[LoaderVerdict]:

@@ -5,8 +5,9 @@ keys of older layouts. The same rules are followed here, on a model without weig
 """
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -14,11 +15,22 @@ import torch
 from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming
+from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter, WeightRenaming
 from transformers.pytorch_utils import Conv1D
 
 from core.errors import ModelError
-from core.models.load import attention_implementation, load_config
+from core.lora.experts import expert_parameters
+from core.models.load import allow_fp64, attention_implementation, load_config
+
+
+@dataclass(frozen=True)
+class ExpertMap:
+    """What a tensor (out, in) of the checkpoint is in a parameter (experts, out, in): the rows from `start` on of the
+    map of one expert."""
+
+    parameter: str
+    expert: int
+    start: int
 
 
 @dataclass(frozen=True)
@@ -30,6 +42,7 @@ class ModelKeys:
     tied: parameter -> the parameter whose tensor it shares.
     transposed: parameters stored as (in, out); an embedding is one.
     shapes: parameter -> shape.
+    experts: checkpoint key -> its place, for those of `converted` that hold a linear map of one expert.
     vocabulary: the weights of the input embedding and of the output head, which have one row for each token.
     """
 
@@ -39,6 +52,7 @@ class ModelKeys:
     transposed: frozenset[str]
     shapes: dict[str, tuple[int, ...]]
     vocabulary: frozenset[str] = frozenset()
+    experts: dict[str, ExpertMap] = field(default_factory=dict)
 
     def tied_group(self, parameter: str) -> set[str]:
         """`parameter` and all that share its tensor."""
@@ -78,6 +92,7 @@ def skeleton(folder: Path) -> PreTrainedModel:
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelError(f"The model in {folder} can not be built from its config.json.",
                          "Fetch the model again.") from error
+    allow_fp64(model)
     return model.eval()
 
 
@@ -94,6 +109,7 @@ def match_keys(model: PreTrainedModel, keys: Iterable[str]) -> ModelKeys:
     converters = [item for item in transforms if isinstance(item, WeightConverter)]
     parameter_of: dict[str, str] = {}
     converted: dict[str, str] = {}
+    experts: dict[str, ExpertMap] = {}
     for key in keys:
         renamed = key
         for renaming in renamings:
@@ -103,6 +119,9 @@ def match_keys(model: PreTrainedModel, keys: Iterable[str]) -> ModelKeys:
             target = _with_prefix(converter.rename_source_key(renamed)[0], model.base_model_prefix, shapes)
             if target in shapes:
                 converted[key] = target
+                place = _expert_map(renamed, converter, target, shapes[target])
+                if place is not None:
+                    experts[key] = place
                 continue
         for candidate in (renamed, key):
             name = _with_prefix(candidate, model.base_model_prefix, shapes)
@@ -110,7 +129,21 @@ def match_keys(model: PreTrainedModel, keys: Iterable[str]) -> ModelKeys:
                 parameter_of[key] = name
                 break
     return ModelKeys(parameter_of, converted, dict(model.all_tied_weights_keys),
-                     _transposed(model), shapes, _vocabulary(model))
+                     _transposed(model), shapes, _vocabulary(model), experts)
+
+
+def _expert_map(key: str, converter: WeightConverter, parameter: str, shape: tuple[int, ...]) -> ExpertMap | None:
+    """Where `key` goes, if the rule is: stack the experts, then put maps of the same size below each other."""
+    patterns = converter.source_patterns
+    steps = [(type(step), getattr(step, "dim", None)) for step in converter.operations]
+    known = [(MergeModulelist, 0)] if len(patterns) == 1 else [(MergeModulelist, 0), (Concatenate, 1)]
+    if steps != known or len(shape) != 3 or shape[1] % len(patterns):
+        return None
+    for number, pattern in enumerate(patterns):
+        found = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), key)
+        if found is not None and found.groups():
+            return ExpertMap(parameter, int(found.group(1)), number * (shape[1] // len(patterns)))
+    return None
 
 
 def _with_prefix(key: str, prefix: str, names: dict[str, tuple[int, ...]]) -> str:
@@ -123,8 +156,9 @@ def _with_prefix(key: str, prefix: str, names: dict[str, tuple[int, ...]]) -> st
 
 
 def _transposed(model: nn.Module) -> frozenset[str]:
-    return frozenset(f"{name}.weight" for name, module in model.named_modules()
-                     if isinstance(module, Conv1D | nn.Embedding))
+    names = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D | nn.Embedding)}
+    return frozenset(names | {f"{name}.{parameter}" for name, module in model.named_modules()
+                              for parameter in expert_parameters(module) if getattr(module, "is_transposed", False)})
 
 
 def _vocabulary(model: PreTrainedModel) -> frozenset[str]:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from core.errors import AdapterError, ModelError
+from core.export.expert_plan import plan_experts
 from core.export.keys import ModelKeys
 from core.export.shards import FLOATING, SINGLE_NAME, Checkpoint, TensorRecord, TensorSpec, in_file_order
 from core.export.wanted import NOTHING, Change, vocabulary_of, wanted_changes
+from core.lora.expert_pairs import split_pairs
 from core.lora.peft_keys import Contents, LoraPair
 
 WrittenDtype = Literal["base", "fp32", "bf16", "fp16"]
@@ -20,7 +22,7 @@ class PlannedTensor:
     """One tensor to be written: `spec` from `source`, with what the adapter changes in it.
 
     `parameter` is its name in the model ("" where the model has no use for it); `transposed`
-    says that it is stored as (in, out).
+    says that it is stored as (in, out). The pair of a tensor that holds all experts is three-dimensional.
     """
 
     spec: TensorSpec
@@ -86,7 +88,9 @@ def plan_merge(checkpoint: Checkpoint, keys: ModelKeys, contents: Contents, dtyp
         ModelError: the base holds quantised or unknown number types where they must be changed.
     """
     keys_of = {parameter: key for key, parameter in keys.parameter_of.items()}
-    wanted, untied = wanted_changes(contents, keys, keys_of)
+    modules, experts = split_pairs(contents.pairs)
+    wanted, untied = wanted_changes(replace(contents, pairs=modules), keys, keys_of)
+    of_experts = plan_experts(checkpoint, keys, experts)
     extra = _untied_tensors(checkpoint, keys, keys_of, untied)
     for parameter, change in wanted.items():
         if parameter not in keys_of and all(parameter != name for name, _ in extra):
@@ -95,7 +99,7 @@ def plan_merge(checkpoint: Checkpoint, keys: ModelKeys, contents: Contents, dtyp
 
     def planned(record: TensorRecord, parameter: str, name: str) -> PlannedTensor:
         used = bool(parameter) or record.name in keys.converted  # what the model does not load stays as it is
-        change = wanted.get(parameter, NOTHING)
+        change = wanted.get(parameter) or Change(pair=of_experts.get(record.name))
         shape = (change.length(record.shape[0]), *record.shape[1:]) if change else record.shape
         spec = TensorSpec(name, _written_dtype(record, dtype if used else "base"), shape)
         return PlannedTensor(spec, record, parameter, change, parameter in keys.transposed)

@@ -16,6 +16,7 @@ from core.data.template import render_prompt
 from core.errors import ModelError
 from core.events import Message
 from core.lora.adapter_file import LoraPair
+from core.lora.expert_pairs import put_on_experts, split_pairs
 from core.models.json_file import read_object
 from core.training.batch_generate import answer_batch
 from core.training.decode import stop_tokens
@@ -118,7 +119,9 @@ class LayeredRunner:
                 set_everywhere(model, parameter, weights(name))
         for number, layer in enumerate(layers):
             self._stream(f"{prefix}.{number}", layer)
-        for name, pair in pairs.items():
+        modules, experts = split_pairs(pairs)
+        put_on_experts(model, experts)
+        for name, pair in modules.items():
             model.get_submodule(name).register_forward_hook(_adapter_hook(pair))
 
     def _stream(self, prefix: str, layer: nn.Module) -> None:

@@ -6,7 +6,7 @@ in the files; "export" what was read back from the disk. Where nothing is rounde
 
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,15 +18,18 @@ from transformers.pytorch_utils import Conv1D
 
 from core.errors import ModelError
 from core.export.change import changed_rows, delta_rows, source_rows
+from core.export.expert_plan import gathered, is_gathered
 from core.export.keys import ModelKeys, match_keys, skeleton
 from core.export.merge import expected_rows
-from core.export.plan import MergePlan
+from core.export.plan import MergePlan, PlannedTensor
 from core.export.probe import LayeredRunner, Runner, WeightSource, WholeRunner, set_everywhere
 from core.export.shards import TORCH_DTYPES, TensorReader, TensorRecord, read_checkpoint
 from core.lora.adapter_file import LoraPair
 from core.lora.attach import load_adapter
 from core.lora.beside_load import BesideLayers
 from core.lora.dora import DoraLayer
+from core.lora.expert_pairs import put_on_experts, split_pairs
+from core.lora.experts import base_parameter, expert_matrices
 from core.lora.extra import extras
 from core.lora.extra_files import Extras
 from core.lora.extra_load import fitted_extras
@@ -132,7 +135,7 @@ def _merged_whole(case: MergedCase) -> Iterator[tuple[Version, Runner]]:
     model = load_model(case.base, device, case.arithmetic)
     if case.has_adapter:
         load_adapter(case.adapter, model)
-    for layer in [*lora_layers(model).values(), *token_modules(model).values()]:
+    for layer in [*lora_layers(model).values(), *expert_matrices(model).values(), *token_modules(model).values()]:
         layer.to(case.arithmetic)
     yield "adapter", WholeRunner(model)
     if case.is_rounded and _changes_updates_only(case.plan):
@@ -218,6 +221,10 @@ def _round_merged(model: PreTrainedModel, case: MergedCase) -> None:
                                            isinstance(layer.base, Conv1D))
         # a new parameter: a tied embedding keeps the old one
         layer.base.weight = nn.Parameter(_rounded(merged, types[f"{name}.weight"]), requires_grad=False)
+    for name, matrix in expert_matrices(model).items():
+        parameter = model.get_parameter(base_parameter(name))
+        pair = LoraPair(matrix.lora_a, matrix.lora_b, matrix.scale)
+        parameter.add_(delta_rows(pair, parameter, 0, matrix.experts, name in case.keys.transposed))
     remove(model)
     for name, parameter in model.named_parameters():
         if name in types:  # rounding the merged ones again changes nothing
@@ -254,6 +261,7 @@ def _round_adapter(model: PreTrainedModel, case: AdapterCase) -> None:
             layer.scale = wanted.scale
         for own, exported in zip(_pair_of(layer).tensors(), case.exported[name].tensors(), strict=True):
             own.copy_(_rounded(own, exported.dtype))
+    _round_experts(model, case)
     exported = case.exported_contents.beside()
     for name, whole in whole_parameters(model).items():
         if name in exported:
@@ -267,6 +275,14 @@ def _round_adapter(model: PreTrainedModel, case: AdapterCase) -> None:
             extra.take_out()
     for extra in beside:
         extra.hang()
+
+
+def _round_experts(model: PreTrainedModel, case: AdapterCase) -> None:
+    _, written = split_pairs(case.exported)
+    _, wanted = split_pairs(case.rounded or case.pairs)
+    put_on_experts(model, {name: [
+        replace(pair, lora_a=_rounded(pair.lora_a, new.lora_a.dtype), lora_b=_rounded(pair.lora_b, new.lora_b.dtype))
+        for pair, new in zip(pairs, written[name], strict=True)] for name, pairs in wanted.items()})
 
 
 def _rounded_pairs(case: AdapterCase) -> dict[str, LoraPair]:
@@ -290,6 +306,8 @@ def _stored(case: MergedCase | AdapterCase, folder: Path, model: PreTrainedModel
 
     def read(parameter: str) -> Tensor:
         found = next((name for name in [parameter, *sorted(keys.tied_group(parameter))] if name in records), None)
+        if found is None and is_gathered(keys, parameter):
+            return gathered(keys, parameter, lambda key: reader.whole(tensors[key])).to(case.arithmetic)
         if found is None:
             raise _not_plain(parameter)
         return reader.whole(records[found]).to(case.arithmetic)
@@ -300,12 +318,17 @@ def _stored(case: MergedCase | AdapterCase, folder: Path, model: PreTrainedModel
 def _planned(case: MergedCase, reader: TensorReader, *, rounded: bool = True) -> WeightSource:
     """Parameters computed anew from base and adapter, rounded as planned or not at all."""
     tensors = {tensor.parameter: tensor for tensor in case.plan.tensors if tensor.parameter}
+    by_key = {tensor.source.name: tensor for tensor in case.plan.tensors}
 
     def compute(parameter: str) -> Tensor:
         found = next((name for name in [parameter, *sorted(case.keys.tied_group(parameter))] if name in tensors), None)
+        if found is None and is_gathered(case.keys, parameter):
+            return gathered(case.keys, parameter, lambda key: one(by_key[key]))
         if found is None:
             raise _not_plain(parameter)
-        tensor = tensors[found]
+        return one(tensors[found])
+
+    def one(tensor: PlannedTensor) -> Tensor:
         rows = tensor.spec.shape[0] if tensor.spec.shape else 1
         whole = source_rows(tensor, reader, 0, rows).reshape(tensor.spec.shape)
         if rounded:

@@ -56,9 +56,10 @@ def put_on_experts(model: nn.Module, experts: Mapping[str, Sequence[LoraPair]]) 
             rank = pairs[0].lora_a.shape[0]
             matrix = wrap_expert(model, name, rank, pairs[0].scale * rank)
             matrix.scale = pairs[0].scale
-            lora_a, lora_b = stacked(pairs)
-            matrix.lora_a.copy_(lora_a)
-            matrix.lora_b.copy_(lora_b)
+            # a skeleton without weights gets its adapter in memory all the same
+            device = torch.device("cpu") if matrix.lora_a.is_meta else matrix.lora_a.device
+            lora_a, lora_b = (tensor.to(device, matrix.lora_a.dtype, copy=True) for tensor in stacked(pairs))
+            matrix.lora_a, matrix.lora_b = nn.Parameter(lora_a), nn.Parameter(lora_b)
             matrix.eval()
     except AdapterError:
         remove_experts(model)

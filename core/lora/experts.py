@@ -236,6 +236,12 @@ def expert_matrices(model: nn.Module) -> dict[str, ExpertMatrix]:
             if isinstance(module, ExpertsLayer) for parameter, matrix in module.matrices().items()}
 
 
+def base_parameter(name: str) -> str:
+    """Where the frozen parameter called `name` lies while it has an update."""
+    module, _, parameter = name.rpartition(".")
+    return f"{module}.base.{parameter}"
+
+
 def remove_experts(model: nn.Module) -> None:
     """Take every ExpertsLayer out again; the base is as it was."""
     for name, module in list(model.named_modules()):
