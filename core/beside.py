@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from core.config import AdapterConfig, LowRankConfig, PatternedConfig
+from core.config import LowRankConfig, PatternedConfig
+from core.config.section import Section
 from core.errors import AdapterError
 from core.events import ModuleInfo
 from core.patterns import end_match
@@ -34,7 +35,7 @@ class Whole:
 
 
 def trained_whole(modules: Sequence[ModuleInfo], targets: Sequence[ModuleInfo],
-                  adapter: AdapterConfig) -> list[Whole]:
+                  adapter: Section) -> list[Whole]:
     """The parameters that are trained whole, in the model's order.
 
     Raises:
@@ -80,7 +81,7 @@ def _is_in(module: str, name: str) -> bool:
     return any(matches_suffix(".".join(parts[:end]), name) for end in range(1, len(parts) + 1))
 
 
-def token_places(modules: Sequence[ModuleInfo], adapter: AdapterConfig) -> list[ModuleInfo]:
+def token_places(modules: Sequence[ModuleInfo], adapter: Section) -> list[ModuleInfo]:
     """The embedding, and the output head where it has a tensor of its own, whose rows of new tokens are trained.
 
     Raises:
@@ -96,7 +97,7 @@ def token_places(modules: Sequence[ModuleInfo], adapter: AdapterConfig) -> list[
 
 
 def beside_shapes(modules: Sequence[ModuleInfo], targets: Sequence[ModuleInfo],
-                  adapter: AdapterConfig) -> dict[str, tuple[int, ...]]:
+                  adapter: Section) -> dict[str, tuple[int, ...]]:
     """Shape of every such tensor by its name in adapter_model.safetensors. Raises AdapterError as above."""
     adapted = {module.name for module in targets}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -111,13 +112,13 @@ def beside_shapes(modules: Sequence[ModuleInfo], targets: Sequence[ModuleInfo],
     return shapes
 
 
-def beside_parameters(modules: Sequence[ModuleInfo], targets: Sequence[ModuleInfo], adapter: AdapterConfig) -> int:
+def beside_parameters(modules: Sequence[ModuleInfo], targets: Sequence[ModuleInfo], adapter: Section) -> int:
     """How many numbers are trained beside the updates. Raises AdapterError as above."""
     shared = sum(math.prod(whole.shape) for whole in trained_whole(modules, targets, adapter) if whole.shared_with)
     return sum(math.prod(shape) for shape in beside_shapes(modules, targets, adapter).values()) - shared
 
 
-def pattern_told(targets: Sequence[ModuleInfo], adapter: AdapterConfig) -> Told | None:
+def pattern_told(targets: Sequence[ModuleInfo], adapter: Section) -> Told | None:
     """(field, message, hint) for a rank or alpha by name that can not be meant; None where all can."""
     if not isinstance(adapter, PatternedConfig):
         return None
@@ -134,7 +135,7 @@ def pattern_told(targets: Sequence[ModuleInfo], adapter: AdapterConfig) -> Told 
 
 
 def beside_problems(modules: Sequence[ModuleInfo], targets: Sequence[ModuleInfo],
-                    adapter: AdapterConfig) -> Iterator[Told]:
+                    adapter: Section) -> Iterator[Told]:
     """What keeps these options from working, with the field."""
     if not isinstance(adapter, LowRankConfig):
         return

@@ -141,13 +141,12 @@ def _rows(module: str, found: dict[str, Tensor], config: Mapping[str, Any], wher
     given = config.get("trainable_token_indices")
     if isinstance(given, dict):
         given = next((value for name, value in given.items() if module.endswith(str(name))), None)
+    indices = [index for index in given if isinstance(index, int) and index >= 0] if isinstance(given, list) else []
     values = found[_TOKENS]
-    good = isinstance(given, list) and all(isinstance(index, int) and index >= 0 for index in given)
-    if set(found) != {_TOKENS} or not good or values.ndim != 2 or len(given) != len(values) \
-            or len(set(given)) != len(given):
+    if set(found) != {_TOKENS} or values.ndim != 2 or not len(set(indices)) == len(values) == len(given or []):
         raise AdapterError(f"The adapter in {where} holds rows of tokens for {module}, but its "
                            "trainable_token_indices do not say which tokens.", "The file is incomplete.")
-    return TokenRows(tuple(given), values)
+    return TokenRows(tuple(indices), values)
 
 
 def _expert_pairs(parameter: str, module: str, found: dict[str, Tensor], config: Mapping[str, Any],

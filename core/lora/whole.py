@@ -92,7 +92,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """The base's parameters of `module` itself, replaced ones as they were."""
-    own = dict(module.named_parameters(recurse=False))
+    own: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
     for parameter, _ in _parametrizations(module):
         own[parameter] = nn.Parameter(frozen_value(module, parameter), requires_grad=False)
     return own

@@ -1,20 +1,25 @@
 """LoRA's own options against peft: biases, whole modules, embeddings and heads, tied or not, patterns, tokens."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import build_tiny
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from core.config import LoraConfig, RunConfig
+from core.config import DoraConfig, LoraConfig, ModelConfig, RunConfig
+from core.errors import AdapterError
+from core.estimate import estimate, problems
 from core.lora.adaptation import Adaptation
 from core.lora.adapter_file import save_adapter
 from core.lora.attach import load_adapter
-from core.lora.inject import adapter_disabled, lora_layers, remove
+from core.lora.inject import adapter_disabled, inject, lora_layers, remove
 from core.lora.method import Material
+from core.models.inspect import read_card
 from core.models.load import load_model
 
 IDS = torch.arange(20, 60)[None]
@@ -123,6 +128,9 @@ def test_ours_to_peft(case: str, tmp_path: Path) -> None:
     torch.testing.assert_close(logits_of(model), logits_of(reference), rtol=0, atol=1e-5)
     if not fields.get("ensure_weight_tying"):  # where peft holds two parameters on the same numbers
         torch.testing.assert_close(gradients(model), gradients(reference), rtol=1e-5, atol=0)
+    counted = estimate(RunConfig(adapter=adapter), read_card(base))
+    assert counted.trainable_parameters == sum(item.numel() for item in adaptation.parameters(model).values())
+    assert counted.adapter_bytes == (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size
     fresh = load_model(base, torch.device("cpu"), torch.float32)
     load_adapter(tmp_path / "adapter", fresh)
     torch.testing.assert_close(logits_of(fresh), logits_of(model), rtol=0, atol=5e-6)
@@ -144,3 +152,96 @@ def test_peft_to_ours(case: str, tmp_path: Path) -> None:
     assert torch.equal(logits_of(model), before)
     assert not lora_layers(model)
     assert not any("parametrizations" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("case", ["biases of all", "untied head and norms whole", "untied embedding and head",
+                                  "patterns", "tied head whole, parted"])
+def test_ten_steps_give_the_weights_of_peft(case: str, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    family, fields, _ = CASES[case]
+    base = build_tiny(family, tmp_path / "base")
+    model, adapter, adaptation = install(base, fields)
+    save_adapter(tmp_path / "start", model, adapter, str(base))
+    reference = PeftModel.from_pretrained(reference_of(base), tmp_path / "start", is_trainable=True).eval()
+    for trained, parameters in ((model, list(adaptation.parameters(model).values())),
+                                (reference, [item for item in reference.parameters() if item.requires_grad])):
+        optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+        for step in range(10):
+            ids = (IDS + step) % 384
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(trained(ids).logits[0, :-1], ids[0, 1:]).backward()
+            optimizer.step()
+    torch.testing.assert_close(logits_of(model), logits_of(reference), rtol=0, atol=1e-4)
+    reference.save_pretrained(tmp_path / "theirs")
+    save_adapter(tmp_path / "ours", model, adapter, str(base))
+    theirs, ours = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("theirs", "ours"))
+    assert {name for name in theirs if "base_layer.weight" not in name} == set(ours)
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-5)
+
+
+class Pictures(nn.Module):
+    """Two convolutions and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.flat = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.long = nn.Conv1d(8, 6, 3, padding=2)
+        self.out = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 4)."""
+        return self.out(self.long(self.flat(x).flatten(2)).mean(dim=2))
+
+
+def test_convolutions_as_in_peft(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    model, images = Pictures(), torch.randn(2, 3, 8, 8)
+    adapter = LoraConfig(rank=2, alpha=3.0, target_modules=("flat", "long", "out"))
+    layers = inject(model, adapter, seed=0)
+    torch.testing.assert_close(model(images), Pictures()(images))
+    shake({f"{name}.{part}": getattr(layer, part) for name, layer in layers.items() for part in ("lora_a", "lora_b")})
+    save_adapter(tmp_path / "a", model, adapter, "")
+    config = tmp_path / "a" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"task_type": None}))
+    reference = PeftModel.from_pretrained(Pictures(), tmp_path / "a")
+    torch.testing.assert_close(model(images), reference(images), rtol=0, atol=1e-5)
+    fresh = Pictures()
+    for name, pair in load_adapter(tmp_path / "a", fresh).pairs.items():
+        torch.testing.assert_close(pair.delta(), layers[name].delta().flatten(1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(fresh(images), model(images))
+    merged = reference.merge_and_unload().state_dict()
+    for name, layer in layers.items():
+        torch.testing.assert_close(layer.weight + layer.delta(), merged[f"{name}.weight"], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("fields", "field", "words"), [
+    ({"rank_pattern": {"nothing_proj": 2}}, "rank_pattern", "matches none"),
+    ({"alpha_pattern": {r"(?:(.)|(?P<b>.)(?P=b)?)*[A-Z]": 2.0}}, "alpha_pattern", "takes too long"),
+    ({"target_modules": r"(?:(.)|(.)\2?)*[A-Z]"}, "target_modules", "takes too long"),
+    ({"rank_pattern": {"embed_tokens": 2}}, "rank_pattern", "matches none"),
+    ({"modules_to_save": ("nothing",)}, "modules_to_save", "is not in this model"),
+    ({"modules_to_save": ("q_proj",)}, "modules_to_save", "both adapted and trained whole"),
+    ({"bias": "all"}, "bias", "no biases"),
+    ({"target_modules": ("model.norm",)}, "target_modules", "matches no module"),
+])
+def test_what_can_not_be_meant_is_told_at_its_field(
+        fields: dict[str, Any], field: str, words: str, tiny_model: Path) -> None:
+    adapter = LoraConfig(**({"target_modules": ("q_proj",)} | fields))
+    config = RunConfig(model=ModelConfig(path=str(tiny_model)), adapter=adapter)
+    found = [item for item in problems(config, read_card(tiny_model)) if item.field.startswith("adapter.")]
+    assert [item.field for item in found] == [f"adapter.{field}"]
+    assert words in found[0].message
+    if field != "bias":
+        with pytest.raises(AdapterError, match=words):
+            install(tiny_model, {"target_modules": ("q_proj",)} | fields)
+
+
+def test_dora_on_an_embedding_is_refused(tiny_model: Path) -> None:
+    config = RunConfig(model=ModelConfig(path=str(tiny_model)), adapter=DoraConfig(target_modules=("embed_tokens",)))
+    (found,) = [item for item in problems(config, read_card(tiny_model)) if item.field.startswith("adapter.")]
+    assert found.field == "adapter.target_modules"
+    assert "not a linear layer" in found.message
