@@ -61,6 +61,13 @@ def show_ranks(page: TrainPage) -> RankPlot:
     return page.plots.ranks.plot
 
 
+def painted(plot: RankPlot) -> np.ndarray:
+    """Shape (matrices, columns, 4)."""
+    image = plot.image.image
+    assert image is not None
+    return image
+
+
 def test_rows_are_grouped_by_kind_and_ordered_by_layer(history: RankHistory) -> None:
     assert history.modules == [f"model.layers.{layer}.{kind}" for kind in ("self_attn.q_proj", "mlp.up_proj")
                                for layer in (0, 1, 10)]
@@ -126,7 +133,7 @@ def test_only_a_run_whose_ranks_move_offers_the_map(page: TrainPage) -> None:
 def test_the_picture_shows_the_ranks_up_to_the_newest_step(page: TrainPage) -> None:
     plot = show_ranks(page)
     table = rank_colors(6)
-    image = plot.image.image
+    image = painted(plot)
     assert image.shape == (6, 40, 4)
     assert (image[0, 0] == table[6]).all() and (image[0, 39] == table[0]).all() and (image[2, 25] == table[3]).all()
     plot.grab()
@@ -134,7 +141,7 @@ def test_the_picture_shows_the_ranks_up_to_the_newest_step(page: TrainPage) -> N
     assert left <= 1 and right >= 40 and (low, high) == (0, 6)
     page.on_event(step_done(41))
     page.plots.group.redraw()
-    assert plot.image.image.shape == (6, 41, 4)
+    assert painted(plot).shape == (6, 41, 4)
 
 
 def test_the_mouse_reads_a_matrix_and_moves_the_cross_hair_of_all_plots(page: TrainPage, qtbot: QtBot) -> None:
@@ -160,10 +167,10 @@ def test_the_arrow_keys_go_from_matrix_to_matrix(page: TrainPage) -> None:
 
 def test_the_scheme_changes_the_colours_at_once(page: TrainPage, themed: Theme, qtbot: QtBot) -> None:
     plot = show_ranks(page)
-    before = plot.image.image.copy()
+    before = painted(plot).copy()
     themed.set_scheme("dark")
     qtbot.wait(20)
-    assert (plot.image.image[0, 39] == rank_colors(6)[0]).all() and not (plot.image.image == before).all()
+    assert (painted(plot)[0, 39] == rank_colors(6)[0]).all() and not (painted(plot) == before).all()
 
 
 def test_it_is_saved_as_picture_and_table(page: TrainPage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

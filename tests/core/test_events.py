@@ -32,7 +32,8 @@ def value_for(hint: Any) -> Any:
     if origin is typing.Literal:
         return arguments[-1]
     if origin is tuple:
-        return (value_for(arguments[0]), value_for(arguments[0]))
+        long = arguments[-1] is Ellipsis  # any number of one kind, or one of each
+        return tuple(value_for(item) for item in ((arguments[0], arguments[0]) if long else arguments))
     if origin is dict:
         return {"name": 1}
     return value_for(arguments[0])  # a union: its first member

@@ -67,7 +67,7 @@ def test_a_killed_run_goes_on_to_the_same_adapter_bit_for_bit(tiny_model: Path, 
         if isinstance(event, StepDone) and event.step == killed_at:
             break
     log = run.events_path.read_bytes()
-    stream.close()
+    stream.close()  # type: ignore[attr-defined]
     run.events_path.write_bytes(log + b'{"event": "Step')  # as a dead process leaves it
     events = list(resume(Resume(run.path), Control()))
     assert _of(StepDone, events)[0].step == {7: 6, 17: 16}[killed_at]
