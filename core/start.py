@@ -54,8 +54,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 def target_list(config: dict[str, Any], modules: Sequence[str]) -> list[str]:
     """Names for `target_modules` that mean exactly these modules: the file's own list where it does, else all names."""
     own = config.get("target_modules")
-    plain = isinstance(own, list) and all(isinstance(name, str) for name in own)
-    return sorted(own) if plain and not any(config.get(name) for name in _LIMITS_TARGETS) else sorted(modules)
+    if not isinstance(own, list) or any(config.get(name) for name in _LIMITS_TARGETS):
+        return sorted(modules)
+    return sorted(str(name) for name in own)
 
 
 def settings_from(config: dict[str, Any], modules: Sequence[str], origin: Mapping[str, Any] | None = None,
