@@ -79,7 +79,8 @@ def _install_whole(model: nn.Module, modules: Sequence[ModuleInfo], targets: Seq
 def _install_tokens(model: PreTrainedModel, places: Sequence[ModuleInfo], tokens: Sequence[str],
                     tokenizer: PreTrainedTokenizerBase) -> None:
     """Each new row begins as the mean of the rows of the tokens that the text was before."""
-    ids = [tokenizer.convert_tokens_to_ids(token) for token in tokens]
+    vocabulary = tokenizer.get_vocab()
+    ids = [vocabulary[token] for token in tokens]
     pieces = [_old_pieces(tokenizer, token, set(ids)) for token in tokens]
     embedding: TokenEmbedding | None = None
     for place in sorted(places, key=lambda place: not place.is_input_embedding):

@@ -1,6 +1,7 @@
 """Whole parameters and token rows from an adapter file, made ready for a model."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ class BesideLayers(ModelExtra):
             delattr(model, self.child_name)
             self._hung = False
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "enabled" and getattr(self, "_hung", False):
             for part in [*self._wholes[0].values(), *token_modules(self._model[0]).values()]:
