@@ -273,6 +273,7 @@ def test_another_run_never_slips_in_for_one_without_adapter(qtbot: QtBot, tmp_pa
     wizard.what.picker.run_box.setCurrentIndex(0)
     assert wizard.state.choice.run_dir.name == "good" and wizard.what.isComplete()
     qtbot.waitUntil(lambda: wizard.state.facts is not None and wizard.state.facts.card is not None, timeout=5000)
+    qtbot.waitUntil(lambda: wizard.state.operations.current("work") is None, timeout=5000)
 
 
 def test_the_form_that_more_programs_read_is_proposed(qtbot: QtBot, run: Path) -> None:

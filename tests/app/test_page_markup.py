@@ -8,6 +8,7 @@ from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QLabel, QPlainTextEdit, QTextEdit, QWidget
 from pytestqt.qtbot import QtBot
 
+from app.adapter_mixer import Ingredient
 from app.export_wizard import ExportWizard
 from app.operations import Operations
 from app.pages.chat import ChatPage
@@ -69,6 +70,9 @@ def test_no_page_reads_markup(qtbot: QtBot, tmp_path: Path) -> None:
                              (events.ReceiptRow(MARKUP, MARKUP, MARKUP, 1.0, 0.5),), MARKUP)
     wizard.receipt_page.view.show_receipt(receipt)
     wizard.next()
+    verdicts = (events.LoaderVerdict(MARKUP, "wrongly", MARKUP),)
+    wizard.details.loaders.show_verdicts(verdicts)
+    chat.mixer.add(Ingredient(Path(MARKUP), MARKUP))
     for page in (train, runs, chat, wizard):
         page.grab()
         check(page)
