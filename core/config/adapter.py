@@ -91,7 +91,7 @@ class PatternedConfig(LowRankConfig):
         group="Adapter", more=True)
     fused_parts: tuple[Literal["q", "k", "v"], ...] = option(
         ("q", "k", "v"), "Parts of fused layers",
-        "Where query, key and value are one layer (GPT-2, Phi-3, NeoX): which of them are adapted.",
+        "Where query, key and value are one layer (GPT-2, Phi-3, NeoX): which are adapted. All: the layer as a whole.",
         group="Adapter", more=True)
 
     @property

@@ -24,7 +24,8 @@ class AdapterFacts:
 
     kind: `peft_type`. ranks, scales: by module, the scales being the true factors of B A. rank, alpha: of the
     config. dora, rslora, bias: its flags. saved: modules saved whole. new_tokens: rows of single tokens.
-    embeddings: modules that are embeddings. convolutions: modules that are convolutions.
+    embeddings: modules that are embeddings. convolutions: modules that are convolutions. experts: the updates of all
+    experts of a layer are in one tensor.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class AdapterFacts:
     new_tokens: bool = False
     embeddings: tuple[str, ...] = ()
     convolutions: tuple[str, ...] = field(default=())
+    experts: bool = False
 
 
 def facts_of_config(config: Mapping[str, Any], ranks: Mapping[str, int], scales: Mapping[str, float],
@@ -49,7 +51,8 @@ def facts_of_config(config: Mapping[str, Any], ranks: Mapping[str, int], scales:
         rank=int(config.get("r") or config.get("init_r") or 0), alpha=float(config.get("lora_alpha") or 0),
         rslora=bool(config.get("use_rslora")), dora=bool(config.get("use_dora")),
         bias=str(config.get("bias") or "none"), saved=tuple(config.get("modules_to_save") or ()),
-        new_tokens=bool(config.get("trainable_token_indices")), embeddings=embeddings, convolutions=convolutions)
+        new_tokens=bool(config.get("trainable_token_indices")), embeddings=embeddings, convolutions=convolutions,
+        experts=any(not str(name).endswith(".weight") for name in config.get("target_parameters") or ()))
 
 
 def verdicts(facts: AdapterFacts) -> list[LoaderVerdict]:
@@ -83,6 +86,7 @@ def _vllm_refusal(facts: AdapterFacts) -> str:
         (facts.bias != "none", "It does not read trained biases."),
         (facts.convolutions, f"It does not adapt convolutions such as {', '.join(facts.convolutions[:1])}."),
         (facts.embeddings, f"It does not adapt embeddings such as {', '.join(facts.embeddings[:1])}."),
+        (facts.experts, "Not every version reads the joint updates of experts; try yours before relying on it."),
         (_largest(facts) > VLLM_RANKS[-1], f"Its highest rank is {VLLM_RANKS[-1]}."),
     )
     return next((reason for refused, reason in reasons if refused), "")
@@ -95,6 +99,7 @@ def _llama_cpp(facts: AdapterFacts) -> LoaderVerdict:
         (facts.saved, "modules that were trained whole"),
         (facts.new_tokens, "tokens that were trained alone"),
         (facts.bias != "none", "trained biases"),
+        (facts.experts, "the joint updates of experts"),
         (facts.convolutions, f"convolutions such as {', '.join(facts.convolutions[:1])}"),
     )
     extra = next((name for held, name in extras if held), "")

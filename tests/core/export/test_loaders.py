@@ -10,7 +10,7 @@ from export_help import build_run, run_export
 from core.config import LoraConfig, ModelConfig, RunConfig
 from core.errors import AdapterError
 from core.export.inspect_adapter import describe, facts_of
-from core.export.loaders import AdapterFacts, verdicts
+from core.export.loaders import AdapterFacts, facts_of_config, verdicts
 from core.jobs import Export
 from core.lora.adapter_file import read_adapter, save_adapter
 from core.lora.inject import inject, lora_layers
@@ -130,3 +130,12 @@ def test_an_adapter_made_elsewhere_must_fit_its_base(tiny_model: Path, tmp_path:
     with pytest.raises(AdapterError, match=r"model\.layers\.\d"):
         run_export(Export(made.run.adapter, "merged", tmp_path / "out", base=str(other)))
     assert not (tmp_path / "out").exists()
+
+
+def test_joint_updates_of_experts() -> None:
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_parameters": ["experts.down_proj"]}
+    facts = facts_of_config(config, {"experts.down_proj.0": 4}, {"experts.down_proj.0": 2.0})
+    assert [verdict.reads for verdict in verdicts(facts)] == ["exactly", "refuses", "refuses"]
+    config["target_parameters"] = ["mlp.down_proj.weight"]  # a linear layer that PEFT finds in this way only
+    facts = facts_of_config(config, {"mlp.down_proj": 4}, {"mlp.down_proj": 2.0})
+    assert [verdict.reads for verdict in verdicts(facts)] == ["exactly"] * 3
