@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    BertConfig,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
@@ -21,7 +23,7 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
 VOCABULARY = 384
 CONTEXT_LENGTH = 512
@@ -111,6 +113,17 @@ def _gpt_neox() -> GPTNeoXConfig:
     return GPTNeoXConfig(**_common(2), tie_word_embeddings=False, use_parallel_residual=True)
 
 
+def _falcon() -> FalconConfig:
+    return FalconConfig(
+        vocab_size=VOCABULARY, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, ffn_hidden_size=128,
+        num_kv_heads=2, new_decoder_architecture=True, bias=True, alibi=False, initializer_range=0.1,
+        max_position_embeddings=CONTEXT_LENGTH, bos_token_id=0, eos_token_id=2, pad_token_id=0)
+
+
+def _bert() -> BertConfig:
+    return BertConfig(**_common(2), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+
 def _mixtral() -> MixtralConfig:
     return MixtralConfig(**_common(2), num_key_value_heads=2, tie_word_embeddings=False, sliding_window=None,
                          num_local_experts=4, num_experts_per_tok=2)
@@ -135,13 +148,15 @@ _CONFIGS: dict[str, Callable[[], Any]] = {
 FAMILIES = list(_CONFIGS)
 _MIXTURES: dict[str, Callable[[], Any]] = {"mixtral": _mixtral, "qwen2_moe": _qwen2_moe, "qwen3_moe": _qwen3_moe}
 MIXTURES = list(_MIXTURES)
+_OTHERS: dict[str, Callable[[], Any]] = {"falcon": _falcon, "bert": _bert}  # BERT fills in masked words
+OTHERS = list(_OTHERS)
 
 
 def build_tiny(family: str, folder: Path, *, seed: int = 0, shard_size: str = "5GB") -> Path:
     """Save a random model of `family` (fp32 safetensors) with its tokenizer into `folder`.
 
     Args:
-        family: one of FAMILIES or MIXTURES.
+        family: one of FAMILIES, MIXTURES or OTHERS.
         folder: made if missing.
         seed: of the random weights; the same seed gives the same files.
         shard_size: smaller than the model ("100KB") gives several shards and an index.
@@ -149,11 +164,13 @@ def build_tiny(family: str, folder: Path, *, seed: int = 0, shard_size: str = "5
     Returns:
         `folder`.
     """
-    config = (_CONFIGS | _MIXTURES)[family]()
+    config = (_CONFIGS | _MIXTURES | _OTHERS)[family]()
+    kinds = MODEL_FOR_MASKED_LM_MAPPING if family == "bert" else MODEL_FOR_CAUSAL_LM_MAPPING
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
-    model.generation_config.eos_token_id = 2
+        model = kinds[type(config)](config)
+    if model.can_generate():
+        model.generation_config.eos_token_id = 2
     model.save_pretrained(folder, max_shard_size=shard_size)
     build_tokenizer().save_pretrained(folder)
     return folder

@@ -16,13 +16,18 @@ class _FusedLoraLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor,
                 scale: float) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])  # (N, in)
-        y = flat @ weight.T if bias is None else torch.addmm(bias, flat, weight.T)  # (N, out)
+        y = x.new_empty(*x.shape[:-1], weight.shape[0])  # no view: Falcon adds to it in place
+        product = y.view(-1, y.shape[-1])  # (N, out)
+        if bias is None:
+            torch.mm(flat, weight.T, out=product)
+        else:
+            torch.addmm(bias, flat, weight.T, out=product)
         low = flat @ lora_a.T  # (N, r)
-        y.addmm_(low, lora_b.T, alpha=scale)
+        product.addmm_(low, lora_b.T, alpha=scale)
         ctx.save_for_backward(flat, low, weight, lora_a, lora_b)
         ctx.scale = scale
         ctx.x_shape = x.shape
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

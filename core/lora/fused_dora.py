@@ -23,11 +23,16 @@ class _FusedDoraLinear(torch.autograd.Function):
         low = flat @ lora_a.T  # (N, r)
         straight = (flat @ weight.T).addmm_(low, lora_b.T, alpha=scale)  # (N, out)
         share = magnitude / norm
-        y = straight * share if bias is None else torch.addcmul(bias, straight, share)
+        y = x.new_empty(*x.shape[:-1], weight.shape[0])  # no view: Falcon adds to it in place
+        product = y.view(-1, y.shape[-1])  # (N, out)
+        if bias is None:
+            torch.mul(straight, share, out=product)
+        else:
+            torch.addcmul(bias, straight, share, out=product)
         ctx.save_for_backward(flat, low, straight, weight, lora_a, lora_b, norm, share)
         ctx.scale = scale
         ctx.x_shape = x.shape
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

@@ -40,12 +40,14 @@ class _FusedQLora(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, base: QuantisedLinear, lora_a: Tensor, lora_b: Tensor, scale: float) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])  # (N, in)
-        y = flat @ base.dequantised().T  # (N, out)
+        y = x.new_empty(*x.shape[:-1], lora_b.shape[0])  # no view: Falcon adds to it in place
+        product = y.view(-1, y.shape[-1])  # (N, out)
+        torch.mm(flat, base.dequantised().T, out=product)
         low = flat @ lora_a.T  # (N, r)
-        y.addmm_(low, lora_b.T, alpha=scale)
+        product.addmm_(low, lora_b.T, alpha=scale)
         ctx.save_for_backward(flat, low, lora_a, lora_b)
         ctx.base, ctx.scale, ctx.x_shape = base, scale, x.shape
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

@@ -161,13 +161,20 @@ class _QuantisedProduct(torch.autograd.Function):
 
 
 def take_over(model: PreTrainedModel, computed_in: torch.dtype) -> PreTrainedModel:
-    """Put a QuantisedLinear in the place of every layer of bitsandbytes in a loaded model."""
+    """Put a QuantisedLinear in the place of every layer of bitsandbytes in a loaded model.
+
+    Raises:
+        ModelError: there is none, as in Falcon, whose linear layers transformers leaves as they are.
+    """
     package = bitsandbytes()
     kinds = (package.nn.Linear4bit, package.nn.Linear8bitLt)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, kinds):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, QuantisedLinear(module, computed_in))
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    if not found:
+        raise ModelError("This kind of model can not be held in 4 or 8 bits: none of its layers would be quantised.",
+                         "Choose LoRA.")
+    for name, module in found:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, QuantisedLinear(module, computed_in))
     return model
 
 

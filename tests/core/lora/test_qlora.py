@@ -8,6 +8,7 @@ from tiny_models import build_tiny
 from transformers import AutoModelForCausalLM
 
 from core.config import QLoraConfig
+from core.errors import ModelError
 from core.lora.adapter_file import save_adapter
 from core.lora.attach import load_adapter
 from core.lora.inject import inject, lora_layers
@@ -105,3 +106,8 @@ def test_the_fused_product_gives_the_gradients_of_the_plain_one(base) -> None:
         found.append((result.detach(), x.grad, layer.lora_a.grad.clone(), layer.lora_b.grad.clone()))
     for fused, plain in zip(*found, strict=True):
         assert torch.allclose(fused, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_kind_of_model_that_would_stay_as_it_is_is_refused(base) -> None:
+    with pytest.raises(ModelError, match="can not be held in 4 or 8 bits"):
+        _ours(base("falcon"), QLoraConfig(rank=4))
