@@ -1,11 +1,9 @@
 """From a run to something to take away: an adapter or a merged model, with its receipt."""
 
-import contextlib
-import errno
 import json
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +12,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core import files
-from core.adapter_folder import adapter_folder_bytes, is_adapter_folder, named_base
-from core.config import FullConfig, RunConfig
+from core.adapter_folder import adapter_folder_bytes
 from core.control import Control
-from core.errors import AdapterError, CoreError, ModelError
+from core.errors import AdapterError
 from core.events import Event, Progress, Receipt, ReceiptReady, Result, Warned, to_plain
 from core.export.card import CardFacts, model_card
-from core.export.inspect_adapter import require_fit
 from core.export.keys import ModelKeys, match_keys, skeleton
 from core.export.merge import write_merged
+from core.export.place import free_place, require_space, words_for_full_disk
 from core.export.plan import MergePlan, plan_merge
 from core.export.receipt import adapter_receipt, merged_receipt
 from core.export.shards import read_checkpoint
+from core.export.source import Source, find_source
 from core.export.stand_in import dequantised_bytes, stored_dtype, write_assembled, write_dequantised
 from core.export.tried import tried_words
 from core.export.versions import AdapterCase, MergedCase, fits_whole
@@ -37,47 +35,21 @@ from core.lora.adapter_file import (
     AdapterFile,
     contents_of,
     read_adapter,
-    read_origin,
     saved_as,
     write_adapter,
     write_origin,
 )
 from core.lora.extra_files import copy_extras
-from core.lora.peft_keys import Contents, LoraPair
+from core.lora.peft_keys import LoraPair
 from core.lora.plain_form import compatible_form, padded
 from core.lora.tokenizer_files import copy_tokenizer
 from core.models.card_file import new_card, write_card
 from core.models.companions import companion_bytes, copy_companions, write_model_config
-from core.models.inspect import fingerprint, read_card
-from core.models.library import display_name, resolve
-from core.models.quantise import Quantisation, quantisation_in
-from core.models.safety import check_files, check_model_folder
-from core.runs.folder import RunFolder
-from core.training.checkpoint import damage
+from core.models.inspect import read_card
 
 RECEIPT_NAME = "receipt.json"
 _SPARE_BYTES = 2**20  # for the index, the receipt and the card
 _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is exported: `name` of the run or of the adapter's folder, `config` None for one made elsewhere."""
-
-    name: str
-    config: RunConfig | None
-    adapter: AdapterFile
-    base: Path
-    base_name: str
-    base_origin: str
-    what: str = "base + adapter"  # what a merged model must equal, in words
-    is_whole: bool = False  # full fine-tuning: `base` is the fine-tuned model itself
-    trained_from: Path | None = None  # and this the base's own folder
-
-    @property
-    def quantisation(self) -> Quantisation | None:
-        """How the base was held in training; None where it was not quantised."""
-        return quantisation_in(self.adapter.origin)
 
 
 def export(job: Export, control: Control) -> Iterator[Event]:
@@ -98,10 +70,10 @@ def export(job: Export, control: Control) -> Iterator[Event]:
     if job.dtype == "base" and job.merge_into == "dequantised":
         job = replace(job, dtype=stored_dtype(source.base))  # the dequantised ones are held in another type
     control.check()
-    with _free_place(out), _words_for_full_disk(out), files.scratch_folder(out.parent) as scratch:
+    with free_place(out), words_for_full_disk(out), files.scratch_folder(out.parent) as scratch:
         source = yield from _stand_in(job, source, scratch, control)
         planned = None if job.to == "adapter" else _plan(job, source)
-        _require_space(out, _needed_bytes(source, planned[0] if planned else None))
+        require_space(out, _needed_bytes(source, planned[0] if planned else None))
         with files.atomic_folder(out) as folder:
             if planned is None:
                 receipt = yield from _export_adapter(job, source, folder, out, control)
@@ -123,99 +95,18 @@ def export(job: Export, control: Control) -> Iterator[Event]:
     })
 
 
-def find_source(job: Export) -> Source:
-    """The adapter that is meant and the base it was trained on, checked.
-
-    Raises:
-        CoreError: something is missing or damaged, or the base is not the one of the training.
-    """
-    run = RunFolder(job.run_dir.expanduser().absolute())
-    if not run.config_path.exists() and is_adapter_folder(run.path):
-        return _foreign_source(run.path, job.base)
-    config = run.config()
-    base = resolve(config.model.path)
-    if isinstance(config.adapter, FullConfig):
-        return _whole_source(job, run, config, base)
-    adapter = read_adapter(_adapter_folder(run, job.checkpoint))
-    source = _source(run.path.name, config, adapter, base)
-    if job.merge_into == "dequantised" and (job.to != "merged" or source.quantisation is None):
-        raise AdapterError("Only a merged model of a QLoRA run can be made of dequantised weights.",
-                           "Leave this choice at the original weights.")
-    return source
-
-
-def _whole_source(job: Export, run: RunFolder, config: RunConfig, base: Path) -> Source:
-    """The model that full fine-tuning left, which takes the place of base and adapter."""
-    if job.to == "adapter":
-        raise AdapterError(f"The run {run.path.name} trained the whole model, so it has no adapter.",
-                           "Export the merged model, which is the fine-tuned one.")
-    folder = _learned_folder(run, job.checkpoint, run.model, "model")
-    adapter = AdapterFile(folder, Contents(), {}, read_origin(folder))
-    source = _source(run.path.name, config, adapter, base)
-    return replace(source, base=base if job.checkpoint else folder, what="the fine-tuned model", is_whole=True,
-                   trained_from=base)
-
-
 def _stand_in(job: Export, source: Source, scratch: Path, control: Control) -> Generator[Event, None, Source]:
     """The source with another folder as its base, where what is merged into lies nowhere yet."""
     if source.is_whole and job.checkpoint:
-        _require_space(scratch, 4 * read_card(source.base).parameters)
+        require_space(scratch, 4 * read_card(source.base).parameters)
         yield Progress("Putting the checkpoint together", 0, 0)
         write_assembled(source.base, source.adapter.path, scratch)
         return replace(source, base=scratch)
     if job.merge_into == "original" or source.quantisation is None:
         return source
-    _require_space(scratch, dequantised_bytes(source.base, source.quantisation))
+    require_space(scratch, dequantised_bytes(source.base, source.quantisation))
     yield from write_dequantised(source.base, source.quantisation, scratch, control)
     return replace(source, base=scratch, what=f"dequantised base ({source.quantisation.words}) + adapter")
-
-
-def _foreign_source(folder: Path, named: str) -> Source:
-    """An adapter folder of another program, with the base that the person or its own files name."""
-    adapter = read_adapter(folder)
-    bases = [named] if named else [str(adapter.origin.get("base_path") or ""), named_base(folder)]
-    for model in filter(None, bases):
-        try:
-            base = resolve(model)
-        except ModelError:
-            if named:
-                raise
-            continue
-        require_fit(adapter, read_card(base))
-        return _source(folder.name, None, adapter, base)
-    raise ModelError(f"It is not known which base model the adapter in {folder} belongs to.",
-                     "Name its base model.")
-
-
-def _source(name: str, config: RunConfig | None, adapter: AdapterFile, base: Path) -> Source:
-    check_model_folder(base)
-    trained_on = adapter.origin.get("base_fingerprint")
-    if trained_on and trained_on != fingerprint(base, check_files(base)):
-        raise ModelError(f"The base model in {base} is not the one that this adapter was trained on.",
-                         "Its files have changed since; bring back the old ones, or train again.")
-    base_name = str(adapter.origin.get("base_name") or display_name(base))
-    return Source(name, config, adapter, base, base_name, str(adapter.origin.get("base_origin") or ""))
-
-
-def _adapter_folder(run: RunFolder, checkpoint: str) -> Path:
-    return _learned_folder(run, checkpoint, run.adapter, "adapter")
-
-
-def _learned_folder(run: RunFolder, checkpoint: str, final: Path, kind: str) -> Path:
-    """A checkpoint, or what the run left: its adapter or its model."""
-    if not checkpoint:
-        if not final.is_dir():
-            raise AdapterError(f"The run {run.path.name} has no final {kind} yet.",
-                               "Choose one of its checkpoints, or let the training end.")
-        return final
-    known = {path.name: path for path in run.checkpoint_folders()}
-    if checkpoint not in known:
-        raise AdapterError(f"The run {run.path.name} has no checkpoint {checkpoint!r}.",
-                           f"It has: {', '.join(known) or 'none'}.")
-    reason = damage(known[checkpoint])
-    if reason:
-        raise AdapterError(f"The checkpoint {checkpoint} is damaged: {reason}.", "Choose another checkpoint.")
-    return known[checkpoint]
 
 
 def _plan(job: Export, source: Source) -> tuple[MergePlan, ModelKeys]:
@@ -317,42 +208,3 @@ def _needed_bytes(source: Source, plan: MergePlan | None) -> int:
         numbers = rank * sum(pair.lora_a.shape[1] + pair.lora_b.shape[0] for pair in pairs)
         return max(4 * numbers, adapter_folder_bytes(source.adapter.path)) + _SPARE_BYTES
     return plan.nbytes + companion_bytes(source.base) + _SPARE_BYTES
-
-
-def _require_space(out: Path, needed: int) -> None:
-    free = files.free_bytes(out.parent)
-    if free < needed:
-        raise CoreError(f"The export needs {needed:,} bytes, but only {free:,} bytes are free at {out.parent}.",
-                        "Free some space, choose another disk, or a smaller number type.")
-
-
-@contextlib.contextmanager
-def _free_place(out: Path) -> Iterator[None]:
-    """Make sure that `out` can become a new folder; an empty one gives way and comes back if nothing was made."""
-    was_empty = False
-    if out.is_dir():
-        if any(out.iterdir()):
-            raise CoreError(f"The folder {out} is not empty.", "Choose a new folder, so that nothing is overwritten.")
-        was_empty = True
-    elif out.exists() or out.is_symlink():
-        raise CoreError(f"{out} is a file.", "Choose a new folder.")
-    files.require_writable(out.parent)
-    if was_empty:
-        out.rmdir()
-    try:
-        yield
-    finally:
-        if was_empty:
-            out.mkdir(exist_ok=True)
-
-
-@contextlib.contextmanager
-def _words_for_full_disk(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise CoreError(f"The disk became full while {out.name} was written; {files.free_bytes(out.parent):,} bytes "
-                        "are free now that it was removed again.", "Free some space and export again.") from error
-
