@@ -5,12 +5,13 @@ SETUP_INPUTS := pyproject.toml constraints.txt tools/setup.py
 TEST := OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 .DEFAULT_GOAL := help
 
-.PHONY: help run setup setup-dev test test-full lint screenshot bench-startup clean
+.PHONY: study study-quick help run setup setup-dev test test-full lint screenshot bench-startup clean
 
 help:
 	@echo "make run         set up what is missing and open the window (without a display: the demo)"
 	@echo "make test        set up what is missing and run the quick tests"
 	@echo "make test-full   all tests, the long ones too"
+	@echo "make exactness   every method on every family against peft; writes docs/exactness.md"
 	@echo "make lint        ruff, pyright, import-linter"
 	@echo "make clean       remove .venv and what the tools left (models and runs stay)"
 
@@ -35,6 +36,9 @@ test: setup-dev
 test-full: setup-dev
 	$(TEST) $(ARGS)
 
+exactness: setup-dev
+	$(TEST) tests/core/lora/exactness --exactness-table docs/exactness.md $(ARGS)
+
 lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/pyright core app
@@ -42,6 +46,13 @@ lint: setup-dev
 
 screenshot: setup-dev
 	QT_QPA_PLATFORM=offscreen $(BIN)/python tools/screenshot.py docs/screenshot.png
+
+study: setup-dev
+	$(BIN)/python bench/methods.py $(ARGS)
+	$(BIN)/python bench/methods.py --report
+
+study-quick: setup-dev
+	$(BIN)/python bench/methods.py --quick $(ARGS)
 
 bench-startup: setup
 	$(BIN)/python bench/startup.py
