@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 from core.config import DoraConfig
 from core.control import Control
 from core.export import change, merge
-from core.export.export import find_source
 from core.export.keys import match_keys, skeleton
 from core.export.plan import plan_merge
 from core.export.receipt import TOLERANCE, adapter_receipt, merged_receipt
 from core.export.shards import read_checkpoint
+from core.export.source import find_source
 from core.export.versions import AdapterCase, MergedCase
 from core.jobs import Export
 from core.lora.adapter_file import read_adapter

@@ -45,7 +45,8 @@ class Pair:
 
 def trained(layer: LoraLayer, other: Any) -> dict[str, tuple[Tensor, Tensor]]:
     """Our tensor and peft's of each part of a layer."""
-    found = {"A": (layer.lora_a, other.lora_A["default"].weight), "B": (layer.lora_b, other.lora_B["default"].weight)}
+    found: dict[str, tuple[Tensor, Tensor]] = {"A": (layer.lora_a, other.lora_A["default"].weight),
+                                               "B": (layer.lora_b, other.lora_B["default"].weight)}
     if isinstance(layer, DoraLayer):
         found["m"] = (layer.magnitude, other.lora_magnitude_vector["default"].weight)
     return found
@@ -59,7 +60,8 @@ def make_pair(base: Path, family: str, adapter: LoraConfig | DoraConfig, peft_fi
     ours = load_model(base, torch.device("cpu"), torch.float32)
     adaptation = Adaptation(RunConfig(adapter=adapter))
     adaptation.install(ours, Material([], 0))
-    config = PeftConfig(r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=targets,  # type: ignore[arg-type]
+    config = PeftConfig(r=adapter.rank, lora_alpha=adapter.alpha,  # type: ignore[arg-type]
+                        lora_dropout=adapter.dropout, target_modules=targets,
                         use_dora=isinstance(adapter, DoraConfig), use_rslora=adapter.rslora,
                         fan_in_fan_out=family == "gpt2", task_type="CAUSAL_LM", **peft_fields)
     torch.manual_seed(0)

@@ -173,6 +173,13 @@ def test_the_running_decomposition_is_that_of_all_rows() -> None:
     assert running.explained == pytest.approx(float(s[:4].square().sum() / s.square().sum()), rel=1e-2)
 
 
+def _noting(seen: dict[str, torch.Tensor], name: str, used: torch.Tensor) -> Callable[..., None]:
+    def note(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        seen[name] = inputs[0][used]
+
+    return note
+
+
 def test_eva_finds_what_peft_finds(bases: Callable[[str], Path]) -> None:
     from peft import EvaConfig, get_eva_state_dict
     from peft import LoraConfig as PeftConfig
@@ -192,7 +199,7 @@ def test_eva_finds_what_peft_finds(bases: Callable[[str], Path]) -> None:
     assert theirs.keys() == lora_layers(model).keys()
     seen: dict[str, torch.Tensor] = {}
     for name, layer in lora_layers(model).items():
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: inputs[0][used]}))
+        layer.register_forward_pre_hook(_noting(seen, name, used))
     with torch.no_grad():
         model(ids)
     for name, layer in lora_layers(model).items():
