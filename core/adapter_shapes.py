@@ -68,17 +68,23 @@ def kept_outputs(targets: Sequence[ModuleInfo], adapter: AdapterConfig) -> int:
 def trained_parameters(targets: Sequence[ModuleInfo], adapter: AdapterConfig) -> int:
     """How many numbers are trained: r (in + out) for each adapted module (arXiv 2106.09685, section 4.2), and more
     where the method asks for more."""
-    blank = 0  # what the file holds as zeros between the blocks of B
+    blank = (_blank_numbers(targets, adapter) if isinstance(adapter, LowRankConfig) else 0) \
+        + start_numbers(targets, adapter)
+    tied = tied_head(targets, adapter)
+    if tied is not None and isinstance(adapter, LowRankConfig):  # in the file twice
+        blank += rank_of(tied.name, adapter) * (tied.in_features + tied.out_features)
+    return sum(math.prod(shape) for shape in adapter_shapes(targets, adapter).values()) - blank
+
+
+def _blank_numbers(targets: Sequence[ModuleInfo], adapter: LowRankConfig) -> int:
+    """What the file holds as zeros between the blocks of B, where parts of fused layers are adapted."""
+    blank = 0
     for module in targets:
         parts = chosen_parts(module, adapter)
         if parts:
             whole = len(parts) * module.out_features
             blank += rank_of(module.name, adapter) * (whole - sum(part_rows(module, parts)))
-    blank += start_numbers(targets, adapter)
-    tied = tied_head(targets, adapter)
-    if tied is not None and isinstance(adapter, LowRankConfig):  # in the file twice
-        blank += rank_of(tied.name, adapter) * (tied.in_features + tied.out_features)
-    return sum(math.prod(shape) for shape in adapter_shapes(targets, adapter).values()) - blank
+    return blank
 
 
 def is_exact(name: str) -> bool:

@@ -25,6 +25,7 @@ class Mix:
     slips: float  # numbers and weekdays with a slip of the finger
     listed: float  # orders whose things stand in a list ("cup x3")
     large: float  # numbers above twelve
+    corrections: dict[str, int]  # how often each kind of correction is tried, beside the others
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,48 @@ TRAINING = Words(
         [Thanks for the call, {name} speaking. ]We agreed on {items}[ in {city}][ for {day}].
         Delivery note: {items}[ | {day}][ | {city}][ | {name}]
         Our club needs {items}[ at the hall in {city}][, {day} evening][, contact is {name}].
+        [Our man {name} ]is asking for {items}[, deliver {day}][ around {city}].
+        {items} would be great[, sometime {day}][, ship it over to {city}][. Yours truly, {name}]
+        [It's for {name}. ]Please wrap {items}[ and mail them to {city}][ on {day}].
+        [Dear team, ]our order: {items}.[ We are in {city}.][ {day} would do.][ Signed {name}]
+        r u able to get {items}[ here in {city}][ by {day}], thx[, {name}]
+        [hi its {name} ]pls send {items}[ 2morrow or {day}][, im in {city}]
+        need {items} asap[, {city}][, {day}][, {name}]
+        sending for {items}[, put {name} on the label][, bring them round to {city}][, {day} at noon].
+        [Invoice to {name}. ]Goods: {items}.[ Unload in {city}.][ Unload on {day}.]
+        [For delivery in {city}: ]{items}[, {name} opens the door][, come on {day}]
+        [The wedding is on {day}, so ]we need {items}[ in {city}][, call {name}].
+        [{name} has been waiting for ]{items}[ in {city}][ since you promised {day}].
+        What would {items} cost?[ I want them in {city}][ on {day}][ for {name}].
+        [Put {name} as the receiver. ]{items}[ must get to {city}][ before {day}].
+        I dropped mine, so {items} again please[, {city} as before][, {day}][, {name}].
+        Thank you for sending {items}[ to our store in {city}][ on {day}][, warmly, {name}].
+        [Boss says {day} is fine: ]{items}[, town {city}][, name {name}].
+        Would {items} be possible[ at short notice, {day}][, in {city}][, for {name}]?
+        [Passing through {city} ]I'd pick up {items}[ on {day}][. Ask for {name}.]
+        We're opening soon and want {items}[ at our {city} branch][ on {day}][, manager {name}].
+        [Good evening, {name} here, ]{items}[ should reach us in {city}][ by {day}].
+        Please deliver {items}[ no later than {day}][, street is in {city}][, ring at {name}].
+        Take down {items}[, place {city}][, when {day}][, who {name}].
+        [{city}, {day}. ]Please supply {items}.[ Kind wishes, {name}]
+        A friend told me to order {items}[, send to {city}][, should be {day}][, friend is {name}].
+        [{name} calls from {city}: ]{items}[, wanted {day}]
+        [Second try. ]{items}[ go to {city}][ with {name}][ on {day}].
+        Ship {items}[ ({day})][ ({city})][ ({name})]
+        [Client: {name}. ][Place: {city}. ][Term: {day}. ]Goods wanted: {items}.
+        I'd appreciate {items}[, the cottage is in {city}][, arrive {day}][, {name} is home].
+        [Say hello to {name} and ]hand over {items}[ in {city}][ on {day}].
+        Last week was lovely, now {items}[ for {day}][, still {city}][, still {name}].
+        [My colleague {name} ]would like {items}[ on the desk by {day}][, office {city}].
+        {items}[ / for {name}][ / in {city}][ / on {day}], cheers
+        Have {items} sent[ to {name}][, who is in {city}][, around {day}].
+        [If you come to {city} on {day}, ]bring {items}[ for {name}].
+        [{name} will pay for ]{items}[, the van should be in {city}][ on {day}].
+        The office wants {items}[, reception in {city}][, latest {day}][, hand to {name}].
+        [Can {name} get ]{items}[ before {day}][, somewhere in {city}]?
+        I am ordering {items}[ as a gift for {name}][, lives in {city}][, birthday is {day}].
+        Please put {items} on the truck[ to {city}][ of {day}][, papers for {name}].
+        [Yes, {name}, that's me, ]I'd have {items}[ shipped to {city}][ by {day}].
     """),
     inline_quantity=_lines("""
         , no, make that {new}
@@ -176,6 +218,16 @@ TRAINING = Words(
         , well, {new}
         , or let's say {new}
         / no, {new}
+        , nope, {new}
+        , forgive me, {new}
+        , I should say {new}
+        , wrong, {new}
+        - better {new}
+        , or no, {new}
+        , change that, {new}
+        , on reflection {new}
+        (or better {new})
+        , I take that back, {new}
     """),
     inline_value=_lines("""
         {old}, no, {new}
@@ -224,6 +276,26 @@ TRAINING = Words(
         Better {new} {things}.
         Well, {new} {things} would be enough.
         Forget what I said, {new} {things}.
+        The number of {things} is {new}.
+        Of the {things} only {new}.
+        You can make the {things} {new}.
+        I said {old} {things} but need {new}.
+        {new} {things}, please, and not {old}.
+        With the {things} I was wrong, {new}.
+        Lower the {things} to {new}.
+        Turn {old} {things} into {new}.
+        We counted again: {new} {things}.
+        Ah no, {new} {things}.
+        For the {things} I'd rather have {new}.
+        The {things} have to be {new}.
+        Update: {new} {things}.
+        Could the {things} be {new}?
+        I need the {things} {new} times.
+        One change, {new} {things}.
+        Nope, {new} {things}.
+        {new} of the {things} and the rest as I said.
+        The right number of {things} is {new}.
+        Keep the order but with {new} {things}.
     """),
     tail_single=_lines("""
         No, make that {new}.
@@ -244,6 +316,20 @@ TRAINING = Words(
         Not {old} but {new}.
         Let me have {new} of them.
         Put down {new} please.
+        We counted again: {new}.
+        Ah no, {new}.
+        Update: {new}.
+        Could it be {new}?
+        Nope, {new}.
+        The right number is {new}.
+        I said {old} but need {new}.
+        Turn {old} into {new}.
+        One change, {new}.
+        Forget {old}, {new} it is.
+        {new} will be enough, not {old}.
+        No no, {new} please.
+        It has become {new}.
+        I was wrong, {new}.
     """),
     tail_remove=_lines("""
         Scratch the {things}.
@@ -264,6 +350,20 @@ TRAINING = Words(
         Nobody wants the {things} now.
         Oops, not the {things}.
         Well, the {things} are not needed.
+        All but the {things}.
+        The {things} are off.
+        Leave the {things} away.
+        Erase the {things}.
+        Everything except the {things}.
+        Don't send the {things}.
+        I changed my mind about the {things}, none of them.
+        Minus the {things}.
+        Ah, the {things} I don't want.
+        Please keep the {things}.
+        The {things} were a mistake.
+        Kick out the {things}.
+        Not the {things}, only the rest.
+        The rest yes, the {things} no.
     """),
     tail_add=_lines("""
         Oh, and {phrase}.
@@ -285,6 +385,18 @@ TRAINING = Words(
         Along with that, {phrase}.
         Pack {phrase} with them.
         We would like {phrase} in addition.
+        And while I have you, {phrase}.
+        As an extra {phrase}.
+        {phrase} too, please.
+        Could you add {phrase}?
+        Make room for {phrase} as well.
+        Not to forget {phrase}.
+        Besides that, {phrase}.
+        And one last wish: {phrase}.
+        My wife also wants {phrase}.
+        Put {phrase} on the list.
+        Ah, {phrase} would be nice too.
+        The order grows by {phrase}.
     """),
     tail_swap=_lines("""
         Swap the {things} for {phrase}.
@@ -303,6 +415,26 @@ TRAINING = Words(
         Take {phrase} instead of the {things}.
         Pardon, {phrase}, not the {things}.
         Drop the {things}, take {phrase}.
+        I'd rather have {phrase} than the {things}.
+        The {things} are not needed, {phrase} is what I want.
+        Where it says {things}, write {phrase}.
+        Better {phrase} instead of the {things}.
+        Substitute {phrase} for the {things}.
+        Send {phrase} and leave the {things} out.
+        I don't want the {things}, I want {phrase}.
+        For the {things} put {phrase}.
+        Let it be {phrase} in the place of the {things}.
+        The {things} go, {phrase} come.
+        Forget the {things} and pack {phrase}.
+        If possible {phrase} instead of those {things}.
+        We prefer {phrase} to the {things}.
+        Cross out the {things}, write {phrase}.
+        Not the {things} this time but {phrase}.
+        Give {phrase}, not the {things}.
+        Switch the {things} to {phrase}.
+        Those {things}? Better {phrase}.
+        Have the {things} replaced by {phrase}.
+        Ah, {phrase} and no {things}.
     """),
     tail_day=_lines("""
         No, {new} instead of {old}.
@@ -323,6 +455,16 @@ TRAINING = Words(
         Not {old} but {new}.
         Let us say {new}.
         We are away on {old}, so {new}.
+        Ah no, {new}.
+        The day is {new}.
+        {old} does not work, {new} does.
+        We need it on {new} already.
+        Let's say {new}.
+        {new} is better than {old}.
+        Move the date to {new}.
+        It can wait until {new}.
+        Update: {new}.
+        Only {new} is possible.
     """),
     tail_name=_lines("""
         Sorry, the name is {new}, not {old}.
@@ -341,6 +483,16 @@ TRAINING = Words(
         Give it to {new} please.
         Let {new} have it.
         It belongs to {new}, not {old}.
+        The order is for {new}, not for {old}.
+        Ah no, {new} takes it.
+        {new} will be there, not {old}.
+        Label it {new} please.
+        I mixed them up, {new} is the one.
+        Update: the name is {new}.
+        Hand it to {new}, {old} is ill.
+        Call it {new}.
+        The receiver is {new}.
+        Better {new} than {old}.
     """),
     tail_city=_lines("""
         Sorry, the city is {new}, not {old}.
@@ -359,6 +511,16 @@ TRAINING = Words(
         Let it go to {new}.
         It should reach {new}, not {old}.
         Post it to {new} rather.
+        Ah no, {new}.
+        The place is {new}.
+        We have moved from {old} to {new}.
+        Drive to {new} instead.
+        Update: the city is {new}.
+        It is {new}, {old} was last time.
+        Forget {old}, we are in {new}.
+        Please bring it to {new}.
+        The address is in {new}.
+        Better {new} than {old}.
     """),
     greetings=_list("Hi, Hello, Hey, Hi there, Good morning, Good evening, OK so, Hello again, Dear team, Please, Um"),
     first_names=_list("""

@@ -106,18 +106,15 @@ class Speaker:
 class Corrector:
     """Changes an order after it was put into words, and says so."""
 
-    def __init__(self, words: Words, drawer: Drawer, speaker: Speaker, share: float) -> None:
+    def __init__(self, words: Words, drawer: Drawer, speaker: Speaker, mix: Mix) -> None:
         self.words = words
-        self.share = share
+        self.share = mix.corrected
         self.draw = drawer
         self.say = speaker
         self.random = drawer.random
-        # how often each is tried; one that does not fit the order leaves it as it is
+        # one that does not fit the order leaves it as it is
         self._kinds: dict[Callable[[Order, Texts], Corrected], int] = {
-            self._inline_quantity: 9, self._inline_value: 9, self._tail_quantity: 10,
-            self._tail_single: 5, self._tail_remove: 6, self._tail_add: 6, self._tail_swap: 6, self._tail_day: 5,
-            self._tail_name: 3, self._tail_city: 3,
-        }
+            getattr(self, f"_{kind}"): weight for kind, weight in mix.corrections.items()}
 
     def correct(self, order: Order, texts: Texts) -> Corrected:
         """Change one thing in the given share of the orders."""
@@ -224,7 +221,7 @@ class Writer:
         self.random = random.Random(seed)
         self.draw = Drawer(words, mix, self.random)
         self.say = Speaker(mix.slips, self.random)
-        self.corrector = Corrector(words, self.draw, self.say, mix.corrected)
+        self.corrector = Corrector(words, self.draw, self.say, mix)
         self._frames: list[str] = []
 
     def row(self) -> Row:

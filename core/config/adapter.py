@@ -87,7 +87,8 @@ class PatternedConfig(LowRankConfig):
         (), "New tokens", "Tokens added to the vocabulary; only their own embedding rows are trained.",
         group="Adapter", more=True)
     ensure_weight_tying: bool = option(
-        False, "Keep tied", "Where the output head shares the embedding's weights: change both together, or let them part.",
+        False, "Keep tied",
+        "Where the output head shares the embedding's weights: change both together, or let them part.",
         group="Adapter", more=True)
     fused_parts: tuple[Literal["q", "k", "v"], ...] = option(
         ("q", "k", "v"), "Parts of fused layers",

@@ -194,7 +194,7 @@ def _adapter_hook(pair: LoraPair) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         if pair.magnitude is None:
             return output + update
         weight, bias = module.weight, module.bias
-        assert isinstance(weight, Tensor)
+        assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
         rows = weight.T if isinstance(module, Conv1D) else weight
         length = (rows + pair.scale * (lora_b @ lora_a)).norm(dim=1)
         share = pair.magnitude.to(output.dtype) / length
