@@ -99,7 +99,9 @@ def _plain_words(item: Any) -> str:
 
 def dump_config(config: RunConfig) -> str:
     """The config as TOML text that `load_config` reads back to an equal value."""
-    return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
+    values = _without_none(config.model_dump(mode="json"))
+    values["adapter"] = {"method": config.adapter.method, **values["adapter"]}  # first, as it says what the rest means
+    return tomli_w.dumps(values)
 
 
 def with_overrides(config: RunConfig, overrides: list[str]) -> RunConfig:

@@ -197,5 +197,5 @@ def test_the_difference_of_two_configs_names_each_field(tmp_path: Path) -> None:
                       training=TrainingConfig(learning_rate=1e-3), data=DataConfig(train=("a.jsonl",)))
     assert config_difference(CONFIG, CONFIG) == []
     assert config_difference(CONFIG, other) == [
-        ("data.train", (), ("a.jsonl",)), ("adapter.rank", 4, 16),
-        ("adapter.target_modules", "all-linear", ("q_proj",)), ("training.learning_rate", 2e-4, 1e-3)]
+        ("data.train", (), ("a.jsonl",)), ("adapter.target_modules", "all-linear", ("q_proj",)),
+        ("adapter.rank", 4, 16), ("training.learning_rate", 2e-4, 1e-3)]
