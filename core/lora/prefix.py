@@ -59,6 +59,12 @@ def geometry_of(model: PreTrainedModel) -> Geometry:
     return Geometry(layers, width // head_dim, head_dim)
 
 
+def body_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The module that takes tokens and a cache and runs the layers. Some models (OPT) call it past `base_model`."""
+    body = model.get_decoder()
+    return body if isinstance(body, PreTrainedModel) else model.base_model
+
+
 class TrainedPrefix(ModelExtra):
     """The prefix of one model.
 
@@ -79,6 +85,7 @@ class TrainedPrefix(ModelExtra):
         super().__init__()
         self.geometry = geometry
         self.length = length
+        self.calls = 0  # of the body so far
         self.projection_size = projection_size
         out = 2 * geometry.layers * geometry.width
         width = geometry.width if projection_size else out
@@ -104,7 +111,7 @@ class TrainedPrefix(ModelExtra):
     def hook_on(self, module: nn.Module) -> RemovableHandle:
         """See ModelExtra; it hangs on the model, and takes part in its body."""
         assert isinstance(module, PreTrainedModel)
-        body = module.base_model
+        body = body_of(module)
         parameters = inspect.signature(body.forward).parameters
         self._argument_names = tuple(parameters)
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
@@ -112,6 +119,7 @@ class TrainedPrefix(ModelExtra):
 
     def _before(self, body: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Give the body the prefix and move the row behind it."""
+        self.calls += 1
         if not self.enabled:
             return None
         given: dict[str, Any] = dict(zip(self._argument_names, args, strict=False)) | kwargs
@@ -194,6 +202,7 @@ class Prefix(Method):
                 prefix.embedding.copy_(begun)
         prefix.meant_for(model)
         prefix.hang()
+        _require_part(model, prefix)
 
     def groups(self, model: PreTrainedModel) -> list[ParameterGroup]:
         """All of the prefix, or of the network that computes it."""
@@ -233,13 +242,24 @@ def _first_tokens(rows: Sequence[Any], length: int) -> list[int]:
 
 
 @torch.no_grad()
+def _require_part(model: PreTrainedModel, prefix: TrainedPrefix) -> None:
+    """Raises AdapterError unless the prefix is asked exactly once in a forward pass of the whole model."""
+    before = prefix.calls
+    model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+    if prefix.calls != before + 1:
+        prefix.take_out()
+        raise AdapterError("This kind of model can not take a prefix: it does not run its layers in one piece.",
+                           "Leave out [prefix].")
+
+
+@torch.no_grad()
 def _activations(model: PreTrainedModel, geometry: Geometry, tokens: list[int]) -> Tensor:
     """What `model` makes of `tokens`: their keys and values as a prefix (tokens, layers * 2 * width).
 
     Raises:
         AdapterError: the model does not keep keys and values as a prefix needs them.
     """
-    body = model.base_model
+    body = body_of(model)
     name = "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"
     cache: Any = DynamicCache()  # without the config: a sliding window would forget the first tokens
     try:

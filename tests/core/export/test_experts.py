@@ -63,7 +63,9 @@ def test_equals_the_merge_of_peft(family: str, bases: Callable[[str], Path], tmp
 
 
 @pytest.mark.parametrize("family", MIXTURES)
-@pytest.mark.parametrize(("to", "dtype"), [("merged", "bf16"), ("merged", "fp32"), ("adapter", "fp16")])
+@pytest.mark.parametrize(("to", "dtype"), [
+    ("merged", "bf16"), pytest.param("merged", "fp32", marks=pytest.mark.full),
+    pytest.param("adapter", "fp16", marks=pytest.mark.full)])
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "layer by layer"])
 def test_is_proven(family: str, to: str, dtype: str, whole: bool, bases: Callable[[str], Path], tmp_path: Path,
                    monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,7 @@ def test_merged_equals_base_and_adapter_and_peft(case: str, bases: Any, tmp_path
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("case", ["biases of all", "tied embedding", "tied head whole, parted",
                                   "untied head and norms whole"])
 def test_in_sixteen_bit_with_a_receipt_and_as_an_adapter(case: str, bases: Any, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, build_tiny
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, FalconConfig, MambaConfig, MixtralConfig, OPTConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from core.config import PrefixConfig
 from core.control import Control
@@ -210,3 +211,36 @@ def test_a_prefix_of_another_model_or_a_damaged_one_is_refused(tiny_model: Path,
         config.write_text(json.dumps(words | {name: value}))
         with pytest.raises(AdapterError):
             read_adapter(folder)
+
+
+@pytest.mark.parametrize("config", [
+    OPTConfig(vocab_size=99, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+              word_embed_proj_dim=32, max_position_embeddings=128),
+    FalconConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4),  # one key head
+    MixtralConfig(vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                  num_key_value_heads=2, num_local_experts=4),
+], ids=["opt", "falcon", "mixtral"])
+def test_other_families_see_it_too(config: object) -> None:
+    torch.manual_seed(0)
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).eval()
+    rows = [EncodedRow(0, np.arange(5, 60, dtype=np.int32), np.arange(55) > 3, False, 55)]
+    Prefix(PrefixConfig(length=5)).install(model, Material(rows, 0))
+    ids = torch.arange(20, 60)[None]
+    with torch.no_grad():
+        after_prefix = model(ids).logits
+        with adapter_disabled(model):
+            whole = model(torch.cat([torch.arange(5, 10)[None], ids], dim=1)).logits[:, 5:]
+    torch.testing.assert_close(after_prefix, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [
+    MambaConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2),
+    FalconConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_kv_heads=2,
+                 new_decoder_architecture=True),  # keeps its keys once for every query head
+], ids=["mamba", "new falcon"])
+def test_a_model_that_can_not_take_one_says_so(config: object) -> None:
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).eval()
+    rows = [EncodedRow(0, np.arange(5, 60, dtype=np.int32), np.arange(55) > 3, False, 55)]
+    with pytest.raises(AdapterError, match="can not take a prefix"):
+        Prefix(PrefixConfig(length=5)).install(model, Material(rows, 0))
+    assert prefix_of(model) is None

@@ -97,7 +97,7 @@ def test_a_run_too_short_to_choose_ranks_is_refused_and_leaves_no_folder(tiny_mo
 
 
 @pytest.mark.parametrize(("to", "form"), [("adapter", "peft"), ("adapter", "compatible"), ("merged", "peft")])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.full)])
 def test_the_result_is_exported_and_chats(tiny_model: Path, data: Path, tmp_path: Path, to: str, form: str,
                                           dtype: str) -> None:
     from core.export.export import export
