@@ -62,7 +62,9 @@ def geometry_of(model: PreTrainedModel) -> Geometry:
 def body_of(model: PreTrainedModel) -> PreTrainedModel:
     """The module that takes tokens and a cache and runs the layers. Some models (OPT) call it past `base_model`."""
     body = model.get_decoder()
-    return body if isinstance(body, PreTrainedModel) else model.base_model
+    body = body if isinstance(body, PreTrainedModel) else model.base_model
+    assert isinstance(body, PreTrainedModel)
+    return body
 
 
 class TrainedPrefix(ModelExtra):
