@@ -5,7 +5,7 @@ from typing import Protocol
 
 from app.theme import Scheme
 from core.config import RunConfig
-from core.events import AdapterCard
+from core.records import AdapterCard
 
 
 class Actions(Protocol):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.config import RunConfig
-from core.events import Message
 from core.paths import SAMPLE, SAMPLE_HELD_OUT
+from core.records import Message
 
 _MOST = 3
 _LONGEST = 400  # characters; a longer question is no example to click on

@@ -104,6 +104,7 @@ class PathsEditor(FieldEditor):
         self._text.textChanged.connect(lambda: self.changed.emit(self.value()))
         self._place(self._text)
         self._layout.setStretch(0, 1)
+        self._layout.setStretch(self._layout.count() - 1, 0)  # the whole width, none for the space behind
 
     def set_value(self, value: Any) -> None:
         """Show a value without emitting `changed`."""
@@ -131,6 +132,7 @@ class MappingEditor(FieldEditor):
         self._text.textChanged.connect(self._edited)
         self._place(self._text)
         self._layout.setStretch(0, 1)
+        self._layout.setStretch(self._layout.count() - 1, 0)  # the whole width, none for the space behind
 
     def set_value(self, value: Any) -> None:
         """Show a value without emitting `changed`."""

@@ -12,8 +12,9 @@ from app.config_change import ConfigChange, changed_config
 from app.operations import Operations
 from core.config import STARTER, RunConfig, field_errors
 from core.estimate import Problem, problems
-from core.events import DataScanned, Failed, ModelCard, ModelInspected, Progress, Result
+from core.events import DataScanned, Failed, ModelInspected, Progress, Result
 from core.jobs import InspectModel, PrepareStarter, ScanData
+from core.records import ModelCard
 
 
 class Draft(QObject):

@@ -7,9 +7,9 @@ from typing import Literal
 from app.shell import command_line
 from core import files
 from core.config import FullConfig, RunConfig
-from core.events import ModelCard
 from core.jobs import Export
 from core.paths import data_root
+from core.records import ModelCard
 from core.words import size
 
 Target = Literal["adapter", "merged"]

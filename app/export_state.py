@@ -7,7 +7,7 @@ from PySide6.QtCore import QObject, Signal, Slot
 
 from app.export_choice import ExportChoice, ExportFacts, ExportForm, Target
 from app.operations import Operations
-from core import events
+from core import events, records
 from core.adapter_folder import adapter_folder_bytes
 from core.config import FullConfig, LoraConfig, ModelConfig, RunConfig
 from core.errors import CoreError, describe
@@ -33,8 +33,8 @@ class ExportState(QObject):
         self.choice = choice
         self.facts: ExportFacts | None = None
         self.card_problem = ""
-        self.adapter: events.AdapterCard | None = None  # how other programs read it; None until it was looked at
-        self.receipt: events.Receipt | None = None
+        self.adapter: records.AdapterCard | None = None  # how other programs read it; None until it was looked at
+        self.receipt: records.Receipt | None = None
 
     def choose_run(self, run_dir: Path, checkpoint: str, adapter: Path) -> str:
         """Take a run as what is exported. Returns what is wrong with it, "" if nothing."""
@@ -57,7 +57,7 @@ class ExportState(QObject):
             self._look_at(adapter)
         return ""
 
-    def choose_elsewhere(self, card: events.AdapterCard, base: str) -> None:
+    def choose_elsewhere(self, card: records.AdapterCard, base: str) -> None:
         """Take an adapter that was made elsewhere, on this base model."""
         self.choice = replace(self.choice, run_dir=card.path, checkpoint="", base=base)
         save_dtype = card.dtype if card.dtype in ("bf16", "fp16") else "fp32"

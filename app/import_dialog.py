@@ -10,7 +10,7 @@ from app import theme
 from app.loader_table import LoaderTable
 from app.operations import Operation, Operations
 from app.widgets import ProblemLine, button, column, label, plain_tip, row
-from core import events
+from core import events, records
 from core.jobs import InspectAdapter
 from core.words import percent, plural, size
 
@@ -32,7 +32,7 @@ class ImportDialog(QDialog):
     def __init__(self, operations: Operations, path: Path, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.setWindowTitle("Import adapter")
-        self.card: events.AdapterCard | None = None
+        self.card: records.AdapterCard | None = None
         self.title = label(path.name, "title")
         self.facts = label("Looking at the adapter…", wrap=True, selectable=True)
         self.kinds = label("", "help", wrap=True)
@@ -117,9 +117,9 @@ class ImportDialog(QDialog):
         super().done(result)
 
 
-def kind_lines(modules: Iterable[events.AdaptedModule]) -> list[str]:
+def kind_lines(modules: Iterable[records.AdaptedModule]) -> list[str]:
     """A line for each kind of module: how many, which rank, how strongly they change the weights."""
-    kinds: dict[str, list[events.AdaptedModule]] = {}
+    kinds: dict[str, list[records.AdaptedModule]] = {}
     for module in modules:
         kinds.setdefault(module.name.rpartition(".")[2], []).append(module)
     lines = []

@@ -9,7 +9,7 @@ from app.actions import Actions
 from app.draft import Draft
 from app.operations import Operations
 from app.run_session import RunSession
-from core.events import AdapterCard
+from core.records import AdapterCard
 
 if TYPE_CHECKING:  # for the types alone: importing them is what is put off
     from app.pages.chat import ChatPage

@@ -8,7 +8,7 @@ from PySide6.QtWidgets import QGridLayout, QWidget
 
 from app import theme
 from app.widgets import IconLabel, clear_layout, label
-from core.events import LoaderVerdict
+from core.records import LoaderVerdict
 
 _LOOKS = {"exactly": ("check-circle", "good_text"), "wrongly": ("warning", "warning_text"),
           "refuses": ("x-circle", "danger_text")}

@@ -9,7 +9,8 @@ from core import words
 from core.config import RunConfig
 from core.errors import AdapterError
 from core.estimate import Estimate, estimate
-from core.events import DataScanned, ModelCard
+from core.events import DataScanned
+from core.records import ModelCard
 
 FINGERPRINT_SHOWN = 12
 NOTHING_CHOSEN = "Choose a model on the left. The starter comes along and is a good beginning."

@@ -17,7 +17,7 @@ from PySide6.QtWidgets import (
 
 from app import theme
 from app.widgets import label, plain_tip
-from core.events import ModelEntry
+from core.records import ModelEntry
 from core.words import size
 
 _ENTRY = Qt.ItemDataRole.UserRole

@@ -11,8 +11,9 @@ from app.operations import Operations
 from app.row_views import BubbleView, TokenLegend, TokenView
 from app.widgets import Card, EmptyState, button, column, label, spin_margin
 from core import words
-from core.events import Failed, RowPreview, RowsPrepared
+from core.events import Failed, RowsPrepared
 from core.jobs import PreviewRows
+from core.records import RowPreview
 
 SEARCH_DELAY_MS = 300
 

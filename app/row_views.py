@@ -20,7 +20,7 @@ from PySide6.QtWidgets import QAbstractScrollArea, QFrame, QHBoxLayout, QSizePol
 
 from app import theme
 from app.widgets import clear_layout, label, scrolled
-from core.events import Message, Token
+from core.records import Message, Token
 
 LARGEST_TEXT = 20_000  # characters of one message that are shown
 LARGEST_ROW = 8_000  # tokens of one row that are shown

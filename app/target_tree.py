@@ -20,7 +20,7 @@ from core import words
 from core.adapter_shapes import trained_parameters
 from core.config import TARGET_PRESETS, FullConfig, LoraConfig, TargetedConfig
 from core.errors import AdapterError
-from core.events import ModuleInfo
+from core.records import ModuleInfo
 from core.targets import ADAPTABLE, select_targets
 
 PRESET_WORDS = {

@@ -28,8 +28,9 @@ from app.sidebar import Sidebar
 from app.state_view import StateView, page_of
 from core.config import RunConfig, load_config
 from core.errors import CoreError, describe
-from core.events import AdapterCard, Failed
+from core.events import Failed
 from core.paths import SAMPLE, SAMPLE_RUN_FILE
+from core.records import AdapterCard
 from core.runs.folder import RunFolder, new_run_path
 from core.start import going_on_from
 

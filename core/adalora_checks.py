@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from core import words
 from core.adapter_shapes import adapter_shapes, file_bytes
 from core.config import AdaLoraConfig, Section
-from core.events import ModuleInfo
+from core.records import ModuleInfo
 from core.words import plural
 
 Finding = tuple[str, str, str]  # field of the table [adapter], message, hint

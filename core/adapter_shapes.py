@@ -8,9 +8,9 @@ import math
 from collections.abc import Sequence
 
 from core.config import AdaLoraConfig, AdapterConfig, DoraConfig, LowRankConfig, PatternedConfig
-from core.events import ModuleInfo
 from core.expert_names import written_module
 from core.fused_parts import chosen_parts, part_rows
+from core.records import ModuleInfo
 from core.targets import rank_of, tied_head
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from core.adapter_shapes import BYTES, trained_parameters
 from core.config import AdapterConfig, FullConfig, QLoraConfig
-from core.events import ModelCard, ModuleInfo
+from core.records import ModelCard, ModuleInfo
 
 _BLOCK = 64  # weights that share a scale in NF4
 _SCALES_BLOCK = 256  # scales that share a scale of their own with double quantisation

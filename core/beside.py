@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from core.config import LowRankConfig, PatternedConfig
 from core.config.section import Section
 from core.errors import AdapterError
-from core.events import ModuleInfo
 from core.patterns import end_match
+from core.records import ModuleInfo
 from core.targets import keeps_tied, matches_suffix
 
 ROWS_KEY = "token_adapter.trainable_tokens_delta"

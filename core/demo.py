@@ -15,13 +15,14 @@ from core.data.formats import to_conversation
 from core.data.readers import read_rows
 from core.data.template import render_prompt
 from core.errors import Cancelled, CoreError, DataError
-from core.events import Event, Message, Progress, ReceiptReady, Result, StepDone, to_plain
+from core.events import Event, Progress, ReceiptReady, Result, StepDone, to_plain
 from core.export.export import export
 from core.jobs import Export, Train
 from core.models.library import resolve
 from core.models.load import load_model, load_tokenizer, resolve_device, resolve_dtype
 from core.models.starter import ensure_starter
 from core.paths import SAMPLE
+from core.records import Message
 from core.runs.folder import RunFolder, new_run_path
 from core.scoring import HeldOutRow, exact_match, is_exact
 from core.training.batch_generate import answer_batch

@@ -24,7 +24,7 @@ from core.config import (
     TargetConfig,
 )
 from core.errors import AdapterError
-from core.events import DataScanned, ModelCard, ModuleInfo
+from core.events import DataScanned
 from core.extra_shapes import (
     extra_activation_numbers,
     extra_files,
@@ -34,6 +34,7 @@ from core.extra_shapes import (
 )
 from core.fused_parts import chosen_parts, part_rows, parts_advice, parts_problem
 from core.method_problems import method_problems
+from core.records import ModelCard, ModuleInfo
 from core.start import start_problem
 from core.targets import experts_advice, experts_problem, rank_of, select_targets
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from core.config import BottleneckConfig, NoAdapterConfig, PrefixConfig, RunConfig
 from core.errors import AdapterError
-from core.events import ModuleInfo
+from core.records import ModuleInfo
 
 Shapes = dict[str, tuple[int, ...]]
 _LINEAR = ("Linear", "Conv1D")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from core.config import DoraConfig, LowRankConfig, PatternedConfig
-from core.events import ModuleInfo
+from core.records import ModuleInfo
 
 PARTS = ("q", "k", "v")
 PARTS_KEY = "fused_parts"  # in workbench.json, where only some of them were adapted

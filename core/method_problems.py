@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterator
 
 from core.config import AdapterConfig, FullConfig, PatternedConfig, QLoraConfig, RunConfig
-from core.events import ModelCard
+from core.records import ModelCard
 from core.targets import matches_suffix
 
 Told = tuple[str, str, str]  # field, message, hint

@@ -15,8 +15,8 @@ from core.config import (
 )
 from core.config.section import Section
 from core.errors import AdapterError
-from core.events import ModuleInfo
 from core.patterns import pattern_value, whole_match
+from core.records import ModuleInfo
 
 ATTENTION_KINDS = frozenset({
     "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "dense", "c_attn", "qkv_proj",

@@ -7,26 +7,27 @@ from typing import Any
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QLabel, QWidget
 
-from core import events, jobs
+from core import events, jobs, records
 from core.control import Control
 
 
-def llama_modules(layers: int = 3, width: int = 64, inner: int = 128, vocabulary: int = 384) -> list[events.ModuleInfo]:
+def llama_modules(layers: int = 3, width: int = 64, inner: int = 128,
+                  vocabulary: int = 384) -> list[records.ModuleInfo]:
     """The module table of a small Llama."""
     shapes = {"self_attn.q_proj": (width, width), "self_attn.k_proj": (width, 32), "self_attn.v_proj": (width, 32),
               "self_attn.o_proj": (width, width), "mlp.gate_proj": (width, inner), "mlp.up_proj": (width, inner),
               "mlp.down_proj": (inner, width)}
-    table = [events.ModuleInfo("model.embed_tokens", "embed_tokens", -1, "Embedding", vocabulary, width,
+    table = [records.ModuleInfo("model.embed_tokens", "embed_tokens", -1, "Embedding", vocabulary, width,
                                vocabulary * width)]
     for layer in range(layers):
         for name, (inputs, outputs) in shapes.items():
-            table.append(events.ModuleInfo(f"model.layers.{layer}.{name}", name.split(".")[-1], layer, "Linear",
+            table.append(records.ModuleInfo(f"model.layers.{layer}.{name}", name.split(".")[-1], layer, "Linear",
                                            inputs, outputs, inputs * outputs))
-    table.append(events.ModuleInfo("lm_head", "lm_head", -1, "Linear", width, vocabulary, vocabulary * width, True))
+    table.append(records.ModuleInfo("lm_head", "lm_head", -1, "Linear", width, vocabulary, vocabulary * width, True))
     return table
 
 
-def make_card(**changes: Any) -> events.ModelCard:
+def make_card(**changes: Any) -> records.ModelCard:
     """A card of a small Llama."""
     values: dict[str, Any] = {
         "path": Path("tiny"), "name": "tiny-llama", "model_type": "llama", "architecture": "LlamaForCausalLM",
@@ -35,7 +36,7 @@ def make_card(**changes: Any) -> events.ModelCard:
         "has_chat_template": True, "tied_embeddings": True, "origin": "made for a test", "fingerprint": "ab" * 32,
         "modules": tuple(llama_modules()),
     }
-    return events.ModelCard(**{**values, **changes})
+    return records.ModelCard(**{**values, **changes})
 
 
 def make_scan(**changes: Any) -> events.DataScanned:
@@ -47,9 +48,9 @@ def make_scan(**changes: Any) -> events.DataScanned:
     return events.DataScanned(**{**values, **changes})
 
 
-ROW = events.RowPreview(
-    0, (events.Message("user", "Two plums"), events.Message("assistant", '{"plum": 2}', trained=True)),
-    (events.Token("<|im_start|>", False, True), events.Token("Two", False, False), events.Token("{", True, False)),
+ROW = records.RowPreview(
+    0, (records.Message("user", "Two plums"), records.Message("assistant", '{"plum": 2}', trained=True)),
+    (records.Token("<|im_start|>", False, True), records.Token("Two", False, False), records.Token("{", True, False)),
     False)
 
 
@@ -60,7 +61,7 @@ class FakeClient:
         self.jobs: list[jobs.Job] = []
         self.started = self.closed = False
         self.state = "idle"
-        entry = events.ModelEntry("starter", Path("models/tiny-llama"), "starter", 800_000, "ready")
+        entry = records.ModelEntry("starter", Path("models/tiny-llama"), "starter", 800_000, "ready")
         self.answers: dict[type, list[events.Event] | Callable[[Any, Control], Iterator[events.Event]]] = {
             jobs.ListModels: [events.ModelsListed((entry,))],
             jobs.InspectModel: [events.ModelInspected(make_card())],

@@ -5,25 +5,25 @@ from pathlib import Path
 
 from PySide6.QtCore import QSize, Qt, Signal, Slot
 from PySide6.QtGui import QShowEvent
-from PySide6.QtWidgets import QCheckBox, QHBoxLayout, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QCheckBox, QHBoxLayout, QVBoxLayout, QWidget
 
 from app import theme
 from app.adapter_menu import AdapterMenu, adapter_name
 from app.adapter_mixer import AdapterMixer, Ingredient
 from app.chat_column import ChatColumn
-from app.chat_examples import Examples, examples_of, is_sample, sample_examples
 from app.chat_input import ChatInput
 from app.chat_settings import ChatSettings
+from app.chat_suggestions import Suggestions
 from app.mix_saver import MixSaver
 from app.operations import Operation, Operations
 from app.run_list import runs_with_adapters
 from app.run_picker import RunPicker
 from app.text_difference import are_alike, differing_spans, places
-from app.widgets import Card, EmptyState, button, clear_layout, label, plain_tip, row
+from app.widgets import Card, EmptyState, button, label, plain_tip, row
 from core import events
 from core.config import RunConfig
 from core.errors import CoreError, describe
-from core.jobs import AdapterUse, Generate, PreviewRows
+from core.jobs import AdapterUse, Generate
 from core.paths import runs_root
 from core.runs.folder import RunFolder
 from core.words import plural
@@ -53,7 +53,7 @@ class ChatPage(QWidget):
         self._config: RunConfig | None = None  # of the chosen run
         self._seed = 0
         self._last_question = ""
-        self.picker = RunPicker(none="No run: base model only")
+        self.picker = RunPicker(none="Base model only")
         self.picker.changed.connect(self._run_changed)
         self.base = ChatColumn("Base", "Ask something: the model as it was answers here.")
         self.tuned = ChatColumn("Tuned", "Ask something: the model with your adapter answers here.")
@@ -67,8 +67,11 @@ class ChatPage(QWidget):
         self.mixer.listed.connect(self._list_changed)
         self.saver = MixSaver(operations, self)
         self.saver.told.connect(self._say)
-        self.examples = QVBoxLayout()
+        self.suggestions = Suggestions(operations)
+        self.suggestions.asked.connect(self._ask_example)
+        self.suggestions.failed.connect(self._say)
         self._build()
+        self.suggestions.system.connect(self.settings.propose_system)
         self._run_changed()
 
     # --- what the window tells -------------------------------------------------------------
@@ -129,8 +132,7 @@ class ChatPage(QWidget):
             columns.addWidget(column, 1)
             column.setMinimumWidth(240)
         layout.addLayout(columns, 1)
-        self.examples.setSpacing(theme.GRID // 2)
-        layout.addLayout(self.examples)
+        layout.addWidget(self.suggestions)
         layout.addLayout(self._build_foot())
 
     def _build_head(self) -> QHBoxLayout:
@@ -189,7 +191,7 @@ class ChatPage(QWidget):
         self._say("")
         self._last_question = question
         self.input.clear()
-        self._show_examples(Examples())
+        self.suggestions.clear()
         columns = self._columns()
         for column in columns.values():
             column.ask(question, self._seed + 1)
@@ -235,7 +237,7 @@ class ChatPage(QWidget):
         self.base.clear()
         self.tuned.clear()
         self._say("")
-        self._suggest()
+        self.suggestions.offer(self._config)
 
     @Slot(object)
     def _progress(self, event: events.Progress) -> None:
@@ -350,43 +352,7 @@ class ChatPage(QWidget):
         if self._operation is not None and self._asked:
             self._operation.control.set_strengths(*self.mixer.strengths_of(self._asked))
 
-    # --- examples --------------------------------------------------------------------------
-
-    def _suggest(self) -> None:
-        """Offer example questions from the run's own rows."""
-        config = self._config
-        if config is None:
-            self._show_examples(Examples())
-            return
-        if is_sample(config):
-            try:
-                self._show_examples(sample_examples())
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                self._say(describe(error).message)
-            return
-        self._show_examples(Examples())
-        if config.data.train:
-            self._operations.work(PreviewRows(config, count=3), latest="chat examples").on(
-                events.RowsPrepared, self._rows_came).on(events.Failed, self._no_rows).start()
-
-    @Slot(object)
-    def _rows_came(self, event: events.RowsPrepared) -> None:
-        if not self.base.conversation:
-            self._show_examples(examples_of([list(preview.messages) for preview in event.rows]))
-
-    @Slot(object)
-    def _no_rows(self, _failure: events.Failed) -> None:
-        """The data may be gone by now: there are no examples then, and the chat works without."""
-
-    def _show_examples(self, examples: Examples) -> None:
-        clear_layout(self.examples)
-        if examples.system:
-            self.settings.propose_system(examples.system)
-        if examples.questions:
-            self.examples.addWidget(label("Rows to try", "help"))
-        for question in examples.questions:
-            self.examples.addLayout(row(_chip(question, self._ask_example), None))
-
+    @Slot(str)
     def _ask_example(self, question: str) -> None:
         self.input.setPlainText(question)
         self.send()
@@ -406,11 +372,3 @@ class ChatPage(QWidget):
     def sizeHint(self) -> QSize:  # noqa: N802
         """A page."""
         return QSize(1000, 640)
-
-
-def _chip(question: str, ask: Callable[[str], None]) -> QPushButton:
-    shown = " ".join(question.split())
-    made = button(shown if len(shown) <= 90 else shown[:89] + "…", lambda: ask(question), role="chip",
-                  tip=question)
-    made.setAccessibleName(f"Ask: {shown}")
-    return made

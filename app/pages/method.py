@@ -13,7 +13,7 @@ from app.widgets import Card, ElidedLabel, EmptyState, ProblemLine, UsageBar, pl
 from core import words
 from core.config import AdapterConfig, FullConfig, RunConfig, TargetConfig
 from core.estimate import Estimate, advice
-from core.events import ModelCard
+from core.records import ModelCard
 
 FORM_WIDTH = 396
 TARGETS = "adapter.target_modules"

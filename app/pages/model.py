@@ -16,8 +16,9 @@ from app.model_list import ModelList
 from app.operations import Operation, Operations
 from app.widgets import Card, ProblemLine, button, column, label, row
 from core.config import RunConfig
-from core.events import ModelCard, ModelsListed, Progress, Result
+from core.events import ModelsListed, Progress, Result
 from core.jobs import DownloadModel, ImportGguf, Job, ListModels
+from core.records import ModelCard
 
 LIST_WIDTH = 340
 BUSY = "Another model is on its way. Wait for it, or cancel it."

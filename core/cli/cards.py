@@ -6,8 +6,9 @@ import importlib.metadata
 from pathlib import Path
 
 from core import events, files
-from core.events import ModelCard, ModelInspected
+from core.events import ModelInspected
 from core.paths import cache_root
+from core.records import ModelCard
 
 _KEPT_CARDS = 64
 

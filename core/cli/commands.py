@@ -24,7 +24,7 @@ from core.config import (
 from core.control import Control
 from core.engine.job_table import run_job
 from core.errors import CoreError
-from core.events import AdapterInspected, DataScanned, Event, ModelCard, ModelInspected, ModelsListed, Result
+from core.events import AdapterInspected, DataScanned, Event, ModelInspected, ModelsListed, Result
 from core.jobs import (
     DownloadModel,
     Export,
@@ -41,6 +41,7 @@ from core.jobs import (
 from core.models.library import resolve
 from core.models.starter import starter_ready
 from core.paths import SAMPLE_RUN_FILE
+from core.records import ModelCard
 from core.runs.folder import RunFolder
 
 Command = Callable[[argparse.Namespace, Control], Iterator[Event]]

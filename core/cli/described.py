@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from core.events import AdapterCard
+from core.records import AdapterCard
 from core.runs.folder import RunFolder
 from core.runs.history import summarise
 

@@ -243,7 +243,11 @@ AdapterField = Annotated[AdapterConfig, Field(discriminator="method"), BeforeVal
 
 
 def with_method(adapter: Section, method: str) -> dict[str, Any]:
-    """The fields of another method's table: what both have is kept, the rest is at its default."""
+    """The fields of another method's table: what was chosen is kept where both have it, the rest is at its default.
+
+    A default is not a choice: the target layers of LoRA's are all linear ones, those of full fine-tuning all.
+    """
     fields = METHODS[method].model_fields if method in METHODS else {}
-    kept = {name: value for name, value in adapter.model_dump(mode="json").items() if name in fields}
+    chosen = adapter.model_dump(mode="json", exclude_defaults=True)
+    kept = {name: value for name, value in chosen.items() if name in fields}
     return {**kept, "method": method}

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from core.data.formats import Conversation
 from core.data.sandbox import Template, TemplateRefused
 from core.errors import DataError
-from core.events import Message
+from core.records import Message
 
 BUILT_IN_TEMPLATE = (
     "{{ begin_of_text }}"

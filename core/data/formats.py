@@ -9,7 +9,7 @@ from typing import Any
 from core.data.readers import TEXT_BLOCK_CHARACTERS, RawRow, read_rows, split_text
 from core.data.source import Report, place, stop_at
 from core.errors import DataError
-from core.events import Message
+from core.records import Message
 
 ROLES = {
     "system": "system", "developer": "system",

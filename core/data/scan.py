@@ -16,10 +16,11 @@ from core.data.formats import Conversation
 from core.data.prepare import nothing_to_learn, read_batches
 from core.data.template import RowEncoder, TokenisedRow
 from core.errors import DataError
-from core.events import DataScanned, Event, Message, Note, Result, RowPreview, RowsPrepared, Token, to_plain
+from core.events import DataScanned, Event, Note, Result, RowsPrepared, to_plain
 from core.jobs import PreviewRows, ScanData
 from core.models.library import resolve
 from core.models.load import load_tokenizer
+from core.records import Message, RowPreview, Token
 
 PROBLEMS_LISTED = 20
 HISTOGRAM_BINS = 40

@@ -25,7 +25,7 @@ from core.data.chat import ChatTemplate, Rendered, begin_token
 from core.data.formats import Conversation
 from core.data.source import Report, stop_at
 from core.errors import DataError, ModelError
-from core.events import Message
+from core.records import Message
 
 TrainOn = Literal["answers", "all"]
 CHAT_LIMIT_CHARACTERS = 2_000_000  # of one conversation as text; beyond it tokenising takes seconds

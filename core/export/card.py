@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 
 from core.config import FullConfig, LowRankConfig, QLoraConfig, RunConfig, TargetConfig
-from core.events import Receipt
+from core.records import Receipt
 
 
 @dataclass(frozen=True)

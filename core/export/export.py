@@ -15,7 +15,7 @@ from core import files
 from core.adapter_folder import adapter_folder_bytes
 from core.control import Control
 from core.errors import AdapterError
-from core.events import Event, Progress, Receipt, ReceiptReady, Result, Warned, to_plain
+from core.events import Event, Progress, ReceiptReady, Result, Warned, to_plain
 from core.export.card import CardFacts, model_card
 from core.export.keys import ModelKeys, match_keys, skeleton
 from core.export.merge import write_merged
@@ -46,6 +46,7 @@ from core.lora.tokenizer_files import copy_tokenizer
 from core.models.card_file import new_card, write_card
 from core.models.companions import companion_bytes, copy_companions, write_model_config
 from core.models.inspect import read_card
+from core.records import Receipt
 
 RECEIPT_NAME = "receipt.json"
 _SPARE_BYTES = 2**20  # for the index, the receipt and the card

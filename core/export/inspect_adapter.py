@@ -11,17 +11,7 @@ import torch
 from core.adapter_folder import adapter_folder_bytes
 from core.control import Control
 from core.errors import AdapterError, CoreError, ModelError
-from core.events import (
-    AdaptedModule,
-    AdapterCard,
-    AdapterInspected,
-    BaseMatch,
-    Event,
-    LoaderVerdict,
-    ModelCard,
-    Progress,
-    Result,
-)
+from core.events import AdapterInspected, Event, Progress, Result
 from core.export.change import delta_rows
 from core.export.keys import match_keys, skeleton
 from core.export.loaders import AdapterFacts, extra_verdicts, facts_of_config, verdicts
@@ -35,6 +25,7 @@ from core.lora.products import delta_norm
 from core.models.inspect import fingerprint, read_card
 from core.models.library import display_name, list_models, resolve
 from core.models.safety import check_files
+from core.records import AdaptedModule, AdapterCard, BaseMatch, LoaderVerdict, ModelCard
 from core.start import adapter_folder, settings_from
 
 _DTYPE_WORDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.events import LoaderVerdict
+from core.records import LoaderVerdict
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank can be set to
 VLLM_DEFAULT_RANK = 16

@@ -14,10 +14,10 @@ from transformers.pytorch_utils import Conv1D
 from core.control import Control
 from core.data.template import render_prompt
 from core.errors import ModelError
-from core.events import Message
 from core.lora.adapter_file import LoraPair
 from core.lora.expert_pairs import put_on_experts, split_pairs
 from core.models.json_file import read_object
+from core.records import Message
 from core.training.batch_generate import answer_batch
 from core.training.decode import stop_tokens
 from core.training.generate import end_of_turn

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from core.control import Control
 from core.errors import CoreError
-from core.events import Event, Progress, Receipt, ReceiptRow
+from core.events import Event, Progress
 from core.export.merge import DeltaError, verify_merged
 from core.export.probe import PROMPTS, Probe, Runner, make_probes, probe_stop_tokens
 from core.export.shards import read_checkpoint
@@ -26,6 +26,7 @@ from core.export.versions import (
 )
 from core.lora.adapter_file import LoraPair
 from core.models.load import load_tokenizer
+from core.records import Receipt, ReceiptRow
 
 TOLERANCE = 1e-4  # of logits
 Kind = Literal["adapter", "merged"]

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from core.control import Control
-from core.events import Event, Progress, Receipt
+from core.events import Event, Progress
 from core.export.merge import DeltaError
 from core.export.shards import FLOATING, TensorReader, read_checkpoint, row_blocks
+from core.records import Receipt
 
 
 def change_that_arrived(base: Path, tuned: Path, written: Path, control: Control) -> Generator[Event, None, DeltaError]:

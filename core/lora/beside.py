@@ -11,11 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from core.beside import token_places, trained_whole
 from core.config import LowRankConfig, PatternedConfig
 from core.errors import AdapterError
-from core.events import ModuleInfo
 from core.lora.inject import lora_layers, module_table
 from core.lora.method import Material, Method, ParameterGroup
 from core.lora.token_rows import TokenEmbedding, TokenHead, put_rows, token_modules
 from core.lora.whole import WholeParameter, frozen_value, put_whole, trained_parameters, unwrapped, whole_parameters
+from core.records import ModuleInfo
 
 
 class Beside(Method):

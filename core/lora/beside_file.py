@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from core.beside import ROWS_KEY
 from core.config import LowRankConfig
-from core.events import ModuleInfo
 from core.lora.inject import lora_layers, module_table
 from core.lora.peft_keys import PREFIX
 from core.lora.token_rows import token_modules
 from core.lora.whole import whole_parameters
+from core.records import ModuleInfo
 from core.targets import keeps_tied, matches_suffix
 
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import AdapterError
-from core.events import ModuleInfo
 from core.lora.extra import ModelExtra
 from core.lora.inject import module_table
 from core.lora.peft_keys import Contents, TokenRows
 from core.lora.token_rows import TokenEmbedding, TokenHead, put_rows, take_out_rows, token_modules
 from core.lora.whole import WholeParameter, frozen_value, put_whole, take_out_whole, unwrapped
+from core.records import ModuleInfo
 
 
 class BesideLayers(ModelExtra):

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import AdapterError
-from core.events import ModuleInfo
 from core.expert_names import expert_name, parameter_of
 from core.lora.experts import remove_experts, wrap_expert
 from core.lora.peft_keys import LoraPair
+from core.records import ModuleInfo
 
 
 def split_pairs(pairs: Mapping[str, LoraPair]) -> tuple[dict[str, LoraPair], dict[str, list[LoraPair]]]:

@@ -34,10 +34,10 @@ from core.adapter_folder import (
 )
 from core.config import BottleneckConfig
 from core.errors import AdapterError
-from core.events import ModuleInfo
 from core.extra_shapes import PROMPT_KEY, bottleneck_places, key_value_width
 from core.lora.config_file import read_object
 from core.lora.tensor_file import write_tensors
+from core.records import ModuleInfo
 
 BOTTLENECK_FORMAT = "lora-workbench bottleneck 1"
 PREFIX_TYPE = "PREFIX_TUNING"  # PEFT's name
@@ -46,10 +46,9 @@ _PARTS = ("down.weight", "down.bias", "up.weight", "up.bias")
 
 
 @dataclass(frozen=True)
-class PrefixFile:
-    """A validated prefix: `values` (length, layers * 2 * heads * head_dim)."""
+class Geometry:
+    """What the keys and values of a model look like; both are (rows, heads, tokens, head_dim) in every layer."""
 
-    values: Tensor
     layers: int
     heads: int
     head_dim: int
@@ -58,6 +57,14 @@ class PrefixFile:
     def width(self) -> int:
         """Numbers of the keys of one token in one layer."""
         return self.heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class PrefixFile:
+    """A validated prefix: `values` (length, layers * 2 * heads * head_dim)."""
+
+    values: Tensor
+    geometry: Geometry
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,7 @@ def extra_misfit(extras: Extras, modules: Sequence[ModuleInfo]) -> str:
     """Why they do not fit a model with these modules; "" where they do. The number of heads is not compared."""
     try:
         if extras.prefix is not None:
-            wanted, has = (extras.prefix.layers, extras.prefix.width), key_value_width(modules)
+            wanted, has = (extras.prefix.geometry.layers, extras.prefix.geometry.width), key_value_width(modules)
             if wanted != has:
                 return f"the prefix is for {wanted[0]} layers of width {wanted[1]}, there are {has[0]} of {has[1]}"
         if extras.bottleneck is None:
@@ -199,7 +206,7 @@ def read_prefix(folder: Path, config: dict[str, Any]) -> PrefixFile:
         raise AdapterError(f"The prefix in {folder} should be {(length, 2 * layers * width)} but is "
                            f"{tuple(values.shape)}.")
     _require_finite(folder, tensors)
-    return PrefixFile(values, layers, heads, width // heads)
+    return PrefixFile(values, Geometry(layers, heads, width // heads))
 
 
 def read_bottleneck(folder: Path, config: dict[str, Any]) -> BottleneckFile:

@@ -33,13 +33,30 @@ class _FusedLoraLinear(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         flat, low, weight, lora_a, lora_b = ctx.saved_tensors
         grad = grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1])  # (N, out)
-        grad_low = grad @ lora_b  # (N, r)
-        grad_a = torch.mm(grad_low.T, flat).mul_(ctx.scale)
-        grad_b = torch.mm(grad.T, low).mul_(ctx.scale)
-        grad_x = None
-        if ctx.needs_input_grad[0]:  # the lowest adapted layer needs none
-            grad_x = (grad @ weight).addmm_(grad_low, lora_a, alpha=ctx.scale).view(ctx.x_shape)
+        grad_x, grad_a, grad_b = low_rank_gradients(ctx, grad, flat, low, weight, lora_a, lora_b)
         return grad_x, None, None, grad_a, grad_b, None
+
+
+def low_rank_gradients(ctx: Any, grad: Tensor, flat: Tensor, low: Tensor, weight: Tensor, lora_a: Tensor,
+                       lora_b: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    """dX, dA and dB of x Wᵀ + s (x Aᵀ) Bᵀ.
+
+    Args:
+        ctx: holds `scale` and `x_shape`; its first input is x.
+        grad: (N, out), of the sum.
+        flat: (N, in), the input.
+        low: (N, r), x Aᵀ.
+        weight: (out, in), frozen.
+        lora_a: (r, in).
+        lora_b: (out, r).
+    """
+    grad_low = grad @ lora_b  # (N, r)
+    grad_a = torch.mm(grad_low.T, flat).mul_(ctx.scale)
+    grad_b = torch.mm(grad.T, low).mul_(ctx.scale)
+    grad_x = None
+    if ctx.needs_input_grad[0]:  # the lowest adapted layer needs none
+        grad_x = (grad @ weight).addmm_(grad_low, lora_a, alpha=ctx.scale).view(ctx.x_shape)
+    return grad_x, grad_a, grad_b
 
 
 def fused_lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Tensor, lora_b: Tensor,

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.lora.fused import low_rank_gradients
+
 
 class _FusedDoraLinear(torch.autograd.Function):
     @staticmethod
@@ -41,12 +43,7 @@ class _FusedDoraLinear(torch.autograd.Function):
         buffer = grad * straight
         grad_magnitude = buffer.sum(dim=0).div_(norm)
         grad = torch.mul(grad, share, out=buffer)
-        grad_low = grad @ lora_b  # (N, r)
-        grad_a = torch.mm(grad_low.T, flat).mul_(ctx.scale)
-        grad_b = torch.mm(grad.T, low).mul_(ctx.scale)
-        grad_x = None
-        if ctx.needs_input_grad[0]:  # the lowest adapted layer needs none
-            grad_x = (grad @ weight).addmm_(grad_low, lora_a, alpha=ctx.scale).view(ctx.x_shape)
+        grad_x, grad_a, grad_b = low_rank_gradients(ctx, grad, flat, low, weight, lora_a, lora_b)
         return grad_x, None, None, grad_a, grad_b, grad_magnitude, None, None
 
 

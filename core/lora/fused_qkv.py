@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from core.events import ModuleInfo
 from core.fused_parts import PARTS, PARTS_KEY
 from core.lora.layers import LoraLayer
+from core.records import ModuleInfo
 
 
 @dataclass(frozen=True)

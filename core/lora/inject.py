@@ -13,7 +13,6 @@ from transformers.pytorch_utils import Conv1D
 from core.beside import pattern_told
 from core.config import LowRankConfig
 from core.errors import AdapterError
-from core.events import ModuleInfo
 from core.fused_parts import chosen_parts, part_rows, parts_problem
 from core.lora.experts import ExpertsLayer, expert_matrices, expert_parameters, remove_experts, wrap_expert
 from core.lora.extra import ModelExtra, extras_disabled, take_out_extras
@@ -22,6 +21,7 @@ from core.lora.layers import LoraLayer, linear_shape
 from core.lora.more_layers import LoraEmbedding, TiedLoraHead, kind_for
 from core.lora.token_rows import TokenEmbedding, TokenHead, take_out_rows, token_modules
 from core.lora.whole import frozen_value, own_tensors, take_out_whole, unwrapped, whole_parameters
+from core.records import ModuleInfo
 from core.targets import alpha_of, experts_problem, rank_of, scale_of, select_targets, tied_head
 
 

@@ -7,7 +7,6 @@ and on packed rows, evaluation, chat, and answers to many prompts at once.
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +22,11 @@ from core.errors import AdapterError
 from core.extra_shapes import PROMPT_KEY, key_value_width
 from core.lora.adapter_file import write_adapter
 from core.lora.extra import ModelExtra
-from core.lora.extra_files import PREFIX_TYPE, PrefixFile
+from core.lora.extra_files import PREFIX_TYPE, Geometry, PrefixFile
 from core.lora.inject import module_table
 from core.lora.method import Material, Method, ParameterGroup
 
 _NAME = "prefix_tuning"  # of the module in the model
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What the keys and values of a model look like; both are (rows, heads, tokens, head_dim) in every layer."""
-
-    layers: int
-    heads: int
-    head_dim: int
-
-    @property
-    def width(self) -> int:
-        """Numbers of the keys of one token in one layer."""
-        return self.heads * self.head_dim
 
 
 def geometry_of(model: PreTrainedModel) -> Geometry:
@@ -172,10 +157,11 @@ def fitted_prefix(model: PreTrainedModel, file: PrefixFile) -> TrainedPrefix:
         AdapterError: it belongs to a model of another shape.
     """
     geometry = geometry_of(model)
-    if geometry != Geometry(file.layers, file.heads, file.head_dim):
+    if geometry != file.geometry:
         raise AdapterError(
-            f"The prefix does not fit this model: it is for {file.layers} layers of {file.heads} key heads of "
-            f"{file.head_dim}, the model has {geometry.layers} of {geometry.heads} of {geometry.head_dim}.",
+            f"The prefix does not fit this model: it is for {file.geometry.layers} layers of {file.geometry.heads} "
+            f"key heads of {file.geometry.head_dim}, the model has {geometry.layers} of {geometry.heads} of "
+            f"{geometry.head_dim}.",
             "Choose the base model that the adapter was trained on.")
     prefix = TrainedPrefix(geometry, len(file.values))
     with torch.no_grad():

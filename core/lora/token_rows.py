@@ -15,7 +15,23 @@ from core.lora.method import AdapterModule
 from core.lora.whole import base_name
 
 
-class TokenEmbedding(AdapterModule):
+class _RowsBeside(AdapterModule):
+    """A frozen layer with own rows for some tokens beside it."""
+
+    def __init__(self, base: nn.Module, indices: Sequence[int]) -> None:
+        super().__init__()
+        self.base = base
+        self.indices = tuple(indices)
+        self.enabled = True
+
+    @property
+    def _own(self) -> Tensor:
+        weight = self.base.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+
+class TokenEmbedding(_RowsBeside):
     """An embedding with own rows for some tokens.
 
     Args:
@@ -27,20 +43,11 @@ class TokenEmbedding(AdapterModule):
     """
 
     def __init__(self, base: nn.Module, indices: Sequence[int], values: Tensor) -> None:
-        super().__init__()
-        self.base = base
-        self.indices = tuple(indices)
-        self.enabled = True
+        super().__init__(base, indices)
         self.values = nn.Parameter(values.detach().float().clone().to(self._own.device))
         place = torch.full((self.num_embeddings,), -1, dtype=torch.long)
         place[list(indices)] = torch.arange(len(indices))
         self.register_buffer("place", place.to(self._own.device), persistent=False)
-
-    @property
-    def _own(self) -> Tensor:
-        weight = self.base.weight
-        assert isinstance(weight, Tensor)
-        return weight
 
     @property
     def num_embeddings(self) -> int:
@@ -66,7 +73,7 @@ class TokenEmbedding(AdapterModule):
         return result.index_put((mine,), rows)
 
 
-class TokenHead(AdapterModule):
+class TokenHead(_RowsBeside):
     """An output head with own rows for some tokens.
 
     Args:
@@ -80,19 +87,10 @@ class TokenHead(AdapterModule):
 
     def __init__(self, base: nn.Module, indices: Sequence[int], values: Tensor | None,
                  tied: TokenEmbedding | None = None) -> None:
-        super().__init__()
-        self.base = base
-        self.indices = tuple(indices)
-        self.enabled = True
+        super().__init__(base, indices)
         self._tied = (tied,)  # in a tuple: as an attribute its rows would be parameters of this module too
         self.values = None if values is None else nn.Parameter(values.detach().float().clone().to(self._own.device))
         self.register_buffer("columns", torch.tensor(self.indices, device=self._own.device), persistent=False)
-
-    @property
-    def _own(self) -> Tensor:
-        weight = self.base.weight
-        assert isinstance(weight, Tensor)
-        return weight
 
     @property
     def rows(self) -> Tensor:

@@ -11,7 +11,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 
 from core.control import Control
 from core.errors import ModelError
-from core.events import Event, ModelCard, ModelInspected, Result
+from core.events import Event, ModelInspected, Result
 from core.jobs import InspectModel
 from core.lora.inject import module_table
 from core.models.card_file import read_card_file
@@ -20,6 +20,7 @@ from core.models.library import display_name, resolve
 from core.models.load import load_config, one_line
 from core.models.safetensors_header import SafetensorsHeader
 from core.models.safety import check_config, check_model_folder
+from core.records import ModelCard
 
 _MAX_LAYERS = 1_000
 _SMALL_BYTES = 64 * 1024**2  # below it the fingerprint covers every byte

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from core.config import STARTER
 from core.errors import ModelError
-from core.events import ModelEntry
 from core.models.safety import check_files, require_folder
 from core.models.starter import STARTER_NAME, starter_path, starter_ready, starter_source
 from core.paths import models_root
+from core.records import ModelEntry
 
 _MAX_ENTRIES = 1_000
 

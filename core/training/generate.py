@@ -15,7 +15,7 @@ from core.control import Control, Strengths
 from core.data.formats import Conversation
 from core.data.template import encode, render_prompt
 from core.errors import AdapterError, Cancelled, CoreError, DataError
-from core.events import Event, GenerationDone, Message, Progress, Result, TokenGenerated, Warned
+from core.events import Event, GenerationDone, Progress, Result, TokenGenerated, Warned
 from core.jobs import AdapterUse, Generate
 from core.lora.adapter_file import read_origin
 from core.lora.adapter_set import AdapterSet
@@ -25,6 +25,7 @@ from core.models.inspect import fingerprint
 from core.models.library import resolve
 from core.models.load import load_model, load_tokenizer, resolve_device, resolve_dtype
 from core.models.safety import check_files
+from core.records import Message
 from core.start import adapter_folder
 from core.training.decode import Answer, Sampling, TextStream, stop_tokens
 from core.training.tuned_base import load_whole_model, quantisation_for, whole_among

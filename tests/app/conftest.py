@@ -12,7 +12,7 @@ from pytestqt.qtbot import QtBot
 
 from app.operations import Operations
 from app.theme import Theme
-from core import events
+from core import records
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")  # no window may come up while the tests run
 
@@ -54,6 +54,6 @@ def data_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def card() -> events.ModelCard:
+def card() -> records.ModelCard:
     """A small Llama."""
     return make_card()

@@ -15,7 +15,7 @@ from pytestqt.qtbot import QtBot
 from app import chat_examples
 from app.operations import Operations
 from app.pages.chat import ChatPage
-from core import events, jobs
+from core import events, jobs, records
 from core.control import Control
 from core.errors import Cancelled
 
@@ -24,9 +24,9 @@ MARKUP = "<img src='file:///etc/passwd'><b>bold</b>"
 
 def answers(job: jobs.Job, control: Control) -> Iterator[events.Event]:
     if isinstance(job, jobs.PreviewRows):
-        messages = (events.Message("system", "Be short."), events.Message("user", f"Question {MARKUP}"),
-                    events.Message("assistant", "Yes.", True))
-        yield events.RowsPrepared(1, (events.RowPreview(0, messages, (), False),))
+        messages = (records.Message("system", "Be short."), records.Message("user", f"Question {MARKUP}"),
+                    records.Message("assistant", "Yes.", True))
+        yield events.RowsPrepared(1, (records.RowPreview(0, messages, (), False),))
         yield events.Result()
         return
     assert isinstance(job, jobs.Generate)
@@ -303,7 +303,7 @@ def test_answers_are_copied(qtbot: QtBot, root: Path) -> None:
 
 
 def _chips(page: ChatPage) -> list[QPushButton]:
-    return [one for one in page.findChildren(QPushButton) if one.property("role") == "chip" and one.parent() is page]
+    return [one for one in page.suggestions.findChildren(QPushButton) if one.property("role") == "chip"]
 
 
 def test_adapters_are_added_weighed_and_taken_away(qtbot: QtBot, root: Path) -> None:

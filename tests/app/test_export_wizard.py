@@ -17,24 +17,24 @@ from app import export_choice
 from app.export_choice import ExportChoice, folder_problem
 from app.export_wizard import ExportWizard
 from app.operations import Operations
-from core import events, jobs
+from core import events, jobs, records
 from core.control import Control
 from core.errors import Cancelled
 
 MARKUP = "<img src=x><b>bold</b>"
-CARD = events.ModelCard(Path("/m"), "SmolLM2", "llama", "LlamaForCausalLM", 134_515_008, 30, 576, 1536, 9, 3, 49152,
+CARD = records.ModelCard(Path("/m"), "SmolLM2", "llama", "LlamaForCausalLM", 134_515_008, 30, 576, 1536, 9, 3, 49152,
                         8192, "bf16", 269_000_000, True, True, "x", "f")
 
-READERS = tuple(events.LoaderVerdict(name, "exactly", f"Fine {MARKUP}") for name in ("peft", "vLLM", "llama.cpp"))
-ADAPTER = events.AdapterCard(
+READERS = tuple(records.LoaderVerdict(name, "exactly", f"Fine {MARKUP}") for name in ("peft", "vLLM", "llama.cpp"))
+ADAPTER = records.AdapterCard(
     Path("/a"), "a", "LoRA, rank-stabilised", 8, 1000, 4000, "fp32", "SmolLM2", "",
-    loaders=(READERS[0], READERS[1], events.LoaderVerdict("llama.cpp", "wrongly", f"It scales {MARKUP}")),
+    loaders=(READERS[0], READERS[1], records.LoaderVerdict("llama.cpp", "wrongly", f"It scales {MARKUP}")),
     compatible=READERS)
 
 
-def receipt(out: Path, passed: bool = True) -> events.Receipt:
-    rows = (events.ReceiptRow(f"Prompt {MARKUP}", f"Same {MARKUP}", f"Same {MARKUP}", 3e-5, 1.0),)
-    return events.Receipt("merged", out, "bf16", passed, 3.2e-5 if passed else 0.25, 1e-4, 1.0 if passed else 0.5,
+def receipt(out: Path, passed: bool = True) -> records.Receipt:
+    rows = (records.ReceiptRow(f"Prompt {MARKUP}", f"Same {MARKUP}", f"Same {MARKUP}", 3e-5, 1.0),)
+    return records.Receipt("merged", out, "bf16", passed, 3.2e-5 if passed else 0.25, 1e-4, 1.0 if passed else 0.5,
                           0.0234, rows, f"Why {MARKUP}")
 
 

@@ -11,19 +11,19 @@ from pytestqt.qtbot import QtBot
 from app.folder_drop import folder_in
 from app.import_dialog import ImportDialog
 from app.operations import Operations
-from core import events, jobs
+from core import events, jobs, records
 from core.config import LoraConfig, RunConfig
 from core.control import Control
 from core.start import going_on_from
 
 MARKUP = "<b>bold</b>"
 SETTINGS = {"method": "lora", "rank": 4, "alpha": 8.0, "target_modules": ["q_proj"], "start_from": "/a"}
-CARD = events.AdapterCard(
+CARD = records.AdapterCard(
     Path("/a"), f"adapter {MARKUP}", "LoRA", 8, 1_000_000, 4_000_000, "fp32", f"theirs {MARKUP}", "SmolLM2",
-    (events.BaseMatch("SmolLM2", Path("/m"), "same"), events.BaseMatch("Other", Path("/o"), "fits")),
-    (events.AdaptedModule("model.layers.0.q_proj", 4, 2.0, 0.1, 0.02),
-     events.AdaptedModule("model.layers.1.q_proj", 8, 2.0, 0.1, 0.04)),
-    (events.LoaderVerdict("peft", "exactly", "Fine."),), settings=SETTINGS, origin="Made with another program.")
+    (records.BaseMatch("SmolLM2", Path("/m"), "same"), records.BaseMatch("Other", Path("/o"), "fits")),
+    (records.AdaptedModule("model.layers.0.q_proj", 4, 2.0, 0.1, 0.02),
+     records.AdaptedModule("model.layers.1.q_proj", 8, 2.0, 0.1, 0.04)),
+    (records.LoaderVerdict("peft", "exactly", "Fine."),), settings=SETTINGS, origin="Made with another program.")
 
 
 def open_dialog(qtbot: QtBot, *answer: events.Event) -> ImportDialog:

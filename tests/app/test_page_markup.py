@@ -14,7 +14,7 @@ from app.operations import Operations
 from app.pages.chat import ChatPage
 from app.pages.runs import RunsPage
 from app.pages.train import TrainPage
-from core import events, jobs
+from core import events, jobs, records
 from core.control import Control
 
 MARKUP = "<img src='file:///x'><h1>big & bold"
@@ -26,7 +26,7 @@ def script(job: jobs.Job, control: Control) -> Iterator[events.Event]:
         yield events.Failed(MARKUP, MARKUP, MARKUP)
         return
     if isinstance(job, jobs.PreviewRows):
-        yield events.RowsPrepared(1, (events.RowPreview(0, (events.Message("user", MARKUP),), (), False),))
+        yield events.RowsPrepared(1, (records.RowPreview(0, (records.Message("user", MARKUP),), (), False),))
     elif isinstance(job, jobs.InspectModel):
         yield events.Failed(MARKUP, MARKUP)
         return
@@ -66,11 +66,11 @@ def test_no_page_reads_markup(qtbot: QtBot, tmp_path: Path) -> None:
     chat.input.setPlainText(MARKUP)
     chat.send()
     qtbot.waitUntil(lambda: not chat.busy, timeout=5000)
-    receipt = events.Receipt("merged", Path(MARKUP), MARKUP, False, 1.0, 1e-4, 0.5, 0.1,
-                             (events.ReceiptRow(MARKUP, MARKUP, MARKUP, 1.0, 0.5),), MARKUP)
+    receipt = records.Receipt("merged", Path(MARKUP), MARKUP, False, 1.0, 1e-4, 0.5, 0.1,
+                             (records.ReceiptRow(MARKUP, MARKUP, MARKUP, 1.0, 0.5),), MARKUP)
     wizard.receipt_page.view.show_receipt(receipt)
     wizard.next()
-    verdicts = (events.LoaderVerdict(MARKUP, "wrongly", MARKUP),)
+    verdicts = (records.LoaderVerdict(MARKUP, "wrongly", MARKUP),)
     wizard.details.loaders.show_verdicts(verdicts)
     chat.mixer.add(Ingredient(Path(MARKUP), MARKUP))
     for page in (train, runs, chat, wizard):

@@ -9,7 +9,7 @@ from pytestqt.qtbot import QtBot
 
 from app.target_tree import TargetTree, as_config, group_modules
 from core.config import LoraConfig
-from core.events import ModelCard, ModuleInfo
+from core.records import ModelCard, ModuleInfo
 from core.targets import select_targets
 
 Checked, Unchecked, Partly = Qt.CheckState.Checked, Qt.CheckState.Unchecked, Qt.CheckState.PartiallyChecked

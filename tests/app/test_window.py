@@ -22,7 +22,7 @@ from app.settings import Settings
 from app.theme import Theme, colors
 from app.widgets import ElidedLabel
 from app.window import MainWindow
-from core import events, files, jobs
+from core import events, files, jobs, records
 from core.config import RunConfig, load_config, parse_config
 from core.control import Control
 
@@ -277,9 +277,9 @@ def test_foreign_text_is_never_markup(make_window: MakeWindow, engines: tuple[Fa
     engine.answers[jobs.InspectModel] = [events.ModelInspected(make_card(
         name=MARKUP, origin=MARKUP, architecture=MARKUP, warnings=(MARKUP,), modules=modules))]
     engine.answers[jobs.ListModels] = [events.ModelsListed((
-        events.ModelEntry(MARKUP, Path(MARKUP), "library", 1, "refused", MARKUP),))]
+        records.ModelEntry(MARKUP, Path(MARKUP), "library", 1, "refused", MARKUP),))]
     engine.answers[jobs.ScanData] = [make_scan(format=MARKUP, problems=(MARKUP,))]
-    row = events.RowPreview(0, (events.Message(MARKUP, MARKUP, True),), (events.Token(MARKUP, True, False),), False)
+    row = records.RowPreview(0, (records.Message(MARKUP, MARKUP, True),), (records.Token(MARKUP, True, False),), False)
     engine.answers[jobs.PreviewRows] = [events.RowsPrepared(1, (row,))]
     file = tmp_path / "<b>data<b>.jsonl"
     file.write_text("{}\n")

@@ -166,3 +166,13 @@ def test_the_optional_tables_are_there_only_where_they_are_named() -> None:
     assert parse_config(tomllib.loads(dump_config(config))) == config
     with pytest.raises(ConfigError, match=r"prefix\.length: it must be at least 1"):
         with_overrides(RunConfig(), ["prefix.length=0"])
+
+
+def test_another_method_keeps_what_was_chosen_and_not_the_defaults_of_the_old_one() -> None:
+    chosen = with_overrides(RunConfig(), ["adapter.rank=16"])
+    dora = with_overrides(chosen, ["adapter.method=dora"])
+    assert (dora.adapter.method, dora.adapter.rank) == ("dora", 16)
+    full = with_overrides(chosen, ["adapter.method=full"])
+    assert full.adapter.target_modules == "all"
+    attention = with_overrides(chosen, ["adapter.target_modules=attention", "adapter.method=full"])
+    assert attention.adapter.target_modules == "attention"

@@ -9,7 +9,8 @@ from safetensors.numpy import save
 from core.config import RunConfig, parse_config
 from core.errors import AdapterError
 from core.estimate import Estimate, Problem, advice, estimate, planned_steps, problems
-from core.events import DataScanned, ModelCard, ModuleInfo
+from core.events import DataScanned
+from core.records import ModelCard, ModuleInfo
 
 
 def module(name: str, layer: int, inputs: int, outputs: int) -> ModuleInfo:

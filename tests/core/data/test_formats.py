@@ -8,7 +8,7 @@ import pytest
 from core.data.formats import Conversation, read_conversations, to_conversation
 from core.data.readers import RawRow
 from core.errors import DataError
-from core.events import Message
+from core.records import Message
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 

@@ -13,7 +13,7 @@ from tiny_models import build_tokenizer
 from core.data.formats import Conversation, ToolCalls
 from core.data.template import CHAT_LIMIT_CHARACTERS, RowEncoder, encode, render_prompt
 from core.errors import DataError
-from core.events import Message
+from core.records import Message
 
 SYSTEM = Message("system", "Be brief.")
 TALK = (Message("user", "What?"), Message("assistant", "Hello there", trained=True),

@@ -7,7 +7,7 @@ import torch
 
 from core.config import DoraConfig, LoraConfig, ModelConfig, RunConfig
 from core.control import Control
-from core.events import Event, Receipt, ReceiptReady, Result
+from core.events import Event, ReceiptReady, Result
 from core.export.export import export
 from core.jobs import Export
 from core.lora.adapter_file import save_adapter
@@ -16,6 +16,7 @@ from core.lora.inject import inject, lora_layers
 from core.lora.layers import LoraLayer
 from core.models.inspect import read_card
 from core.models.load import load_model
+from core.records import Receipt
 from core.runs.folder import RunFolder
 
 

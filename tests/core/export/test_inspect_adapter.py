@@ -11,11 +11,12 @@ from tiny_models import build_tiny
 
 from core.control import Control
 from core.errors import AdapterError
-from core.events import AdapterCard, AdapterInspected, Result
+from core.events import AdapterInspected, Result
 from core.export.inspect_adapter import inspect_adapter
 from core.jobs import InspectAdapter
 from core.lora.adapter_file import read_adapter
 from core.models.load import load_model
+from core.records import AdapterCard
 
 
 def inspected(adapter: Path, model: str = "") -> AdapterCard:

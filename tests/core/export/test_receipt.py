@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from core.control import Control
 from core.errors import Cancelled
-from core.events import Event, Receipt
+from core.events import Event
 from core.export import probe
 from core.export.export import find_source
 from core.export.keys import match_keys, skeleton
@@ -20,6 +20,7 @@ from core.export.shards import read_checkpoint
 from core.export.versions import AdapterCase, MergedCase
 from core.jobs import Export
 from core.lora.adapter_file import read_adapter
+from core.records import Receipt
 
 
 def receipt_of(job: Generator[Event, None, Receipt]) -> Receipt:

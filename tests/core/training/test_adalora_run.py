@@ -1,6 +1,5 @@
 """AdaLoRA in the training loop: ranks move, a killed run goes on bit for bit, only pruned adapters can be the best."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,6 @@ from core.training.generate import generate
 from core.training.loop import resume, train
 
 END = 13  # of 18 steps, 0.7 of them
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    file = tmp_path / "rows.jsonl"
-    rows = [{"messages": [{"role": "user", "content": f"How many pizzas? {number}"},
-                          {"role": "assistant", "content": f"I would like {number} pizzas."}]} for number in range(40)]
-    file.write_text("\n".join(json.dumps(row) for row in rows))
-    return file
 
 
 def _config(model: Path, data: Path, adapter: dict | None = None, **training: object) -> RunConfig:

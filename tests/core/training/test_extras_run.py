@@ -1,6 +1,5 @@
 """Runs with a prefix and bottleneck adapters, alone and beside other methods: trained, resumed, asked, exported."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -40,15 +39,6 @@ KINDS = {
     "both": (NONE, PREFIX | BOTTLENECK), "lora and both": (LORA, PREFIX | BOTTLENECK),
     "dora and prefix": ({"method": "dora", "rank": 2}, PREFIX),
 }
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    file = tmp_path / "rows.jsonl"
-    rows = [{"messages": [{"role": "user", "content": f"How many pizzas? {number}"},
-                          {"role": "assistant", "content": f"I would like {number} pizzas."}]} for number in range(40)]
-    file.write_text("\n".join(json.dumps(row) for row in rows))
-    return file
 
 
 def _config(model: Path, data: Path, kind: str, **training: object) -> RunConfig:
@@ -165,8 +155,8 @@ def test_chat_answers_as_whole_rows_do_and_the_base_stays_the_base(kind: str, ti
 
 def _without_cache(base: Path, adapter: Path, question: str, limit: int) -> str:
     from core.data.template import render_prompt
-    from core.events import Message
     from core.models.load import load_tokenizer
+    from core.records import Message
 
     tokenizer, model = load_tokenizer(base), load_model(base, torch.device("cpu"), torch.float32)
     load_adapter(adapter, model)

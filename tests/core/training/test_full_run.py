@@ -1,6 +1,5 @@
 """Full fine-tuning: as plain AdamW on the whole model, resumed bit for bit, a whole model at the end."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +34,6 @@ from core.training.setup import prepare
 
 CPU = torch.device("cpu")
 FAMILIES = ["llama", "gpt2", "gemma2", "gpt_neox"]
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    file = tmp_path / "rows.jsonl"
-    rows = [{"messages": [{"role": "user", "content": f"How many pizzas? {number}"},
-                          {"role": "assistant", "content": f"I would like {number} pizzas."}]} for number in range(40)]
-    file.write_text("\n".join(json.dumps(row) for row in rows))
-    return file
 
 
 def _config(model: Path, data: Path, targets: Any = "all", **training: Any) -> RunConfig:

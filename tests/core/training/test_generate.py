@@ -10,11 +10,12 @@ from core.config import LoraConfig
 from core.control import Control
 from core.data.template import render_prompt
 from core.errors import Cancelled, CoreError
-from core.events import Event, GenerationDone, Message, Result, TokenGenerated, Warned
+from core.events import Event, GenerationDone, Result, TokenGenerated, Warned
 from core.jobs import Generate
 from core.lora.adapter_file import save_adapter
 from core.lora.inject import inject, lora_layers
 from core.models.load import load_model, load_tokenizer
+from core.records import Message
 from core.training import generate as generate_module
 from core.training.decode import Answer, Sampling, TextStream, choose, stop_tokens
 from core.training.generate import end_of_turn, generate

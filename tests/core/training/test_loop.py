@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import json
 import shutil
 from pathlib import Path
 
@@ -24,15 +23,6 @@ from core.training.checkpoint import damage
 from core.training.loop import resume, train
 from core.training.schedule import learning_rate_at, total_steps
 from core.training.setup import Setup
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    file = tmp_path / "rows.jsonl"
-    rows = [{"messages": [{"role": "user", "content": f"How many pizzas? {number}"},
-                          {"role": "assistant", "content": f"I would like {number} pizzas."}]} for number in range(40)]
-    file.write_text("\n".join(json.dumps(row) for row in rows))
-    return file
 
 
 def _config(model: Path, data: Path, adapter: dict | None = None, **training: object) -> RunConfig:

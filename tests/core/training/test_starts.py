@@ -31,15 +31,6 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    file = tmp_path / "rows.jsonl"
-    rows = [{"messages": [{"role": "user", "content": f"How many pizzas? {number}"},
-                          {"role": "assistant", "content": f"I would like {number} pizzas."}]} for number in range(40)]
-    file.write_text("\n".join(json.dumps(row) for row in rows))
-    return file
-
-
 @pytest.mark.parametrize("name", [
     name if name in ("pissa", "dora") else pytest.param(name, marks=pytest.mark.full) for name in CASES])
 def test_from_the_run_file_to_the_export(name: str, data: Path, tmp_path: Path) -> None:
