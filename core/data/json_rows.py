@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from core.data.quick_json import UNSURE, quick_value
 from core.data.source import HEAD_BYTES, ROW_LIMIT_BYTES, Source, decode, place, too_long
 from core.errors import DataError
 
@@ -34,6 +35,9 @@ def parse_row(raw: bytes, file: Path, line: int) -> Any:
     Raises:
         DataError: with file and line.
     """
+    value = quick_value(raw, MAX_DEPTH)
+    if value is not UNSURE:
+        return value
     text = decode(raw, file, line)
     try:
         value = _DECODER.decode(text)
