@@ -28,7 +28,8 @@ class Beside(Method):
     def install(self, model: PreTrainedModel, material: Material) -> None:
         """Behind the updates. Raises AdapterError where something does not fit this model."""
         modules = module_table(model)
-        targets = [module for module in modules if module.name in lora_layers(model)]
+        adapted = lora_layers(model)
+        targets = [module for module in modules if module.name in adapted]
         _install_whole(model, modules, targets, self.adapter)
         places = token_places(modules, self.adapter)
         if places and isinstance(self.adapter, PatternedConfig):

@@ -16,6 +16,7 @@ from core.jobs import InspectModel
 from core.lora.inject import module_table
 from core.models.card_file import read_card_file
 from core.models.json_file import read_object
+from core.models.kept_card import kept_card
 from core.models.library import display_name, resolve
 from core.models.load import load_config, one_line
 from core.models.safetensors_header import SafetensorsHeader
@@ -48,7 +49,8 @@ def read_card(path: Path) -> ModelCard:
     Raises:
         ModelError: unsafe, damaged, or not a language model.
     """
-    return _described(path, check_model_folder(path))
+    headers = check_model_folder(path)
+    return kept_card(path, lambda: _described(path, headers))
 
 
 def read_shape_card(path: Path) -> ModelCard:
