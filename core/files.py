@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -200,6 +200,21 @@ def exclusive_lock(path: Path, busy_message: str) -> Iterator[None]:
         lock.acquire(timeout=0.5)
     except Timeout:
         raise CoreError(busy_message, "Wait for it, or stop it in the window that runs it.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def awaited_lock(path: Path, check: Callable[[], None]) -> Iterator[None]:
+    """As `exclusive_lock`, but wait until it is free. `check` is called meanwhile and may raise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    while not lock.is_locked:
+        check()
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=0.2)
     try:
         yield
     finally:

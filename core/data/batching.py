@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from core.data.template import EncodedRow
@@ -37,16 +38,18 @@ class Batch:
 
 
 @lru_cache(maxsize=2)  # every step of an epoch asks for it
-def epoch_order(rows: int, seed: int, epoch: int) -> tuple[int, ...]:
-    """The order in which an epoch visits the rows; a pure function, so a resumed run needs no state."""
-    return tuple(np.random.default_rng([seed, epoch]).permutation(rows).tolist())
+def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order in which an epoch visits the rows (n,); a pure function, so a resumed run needs no state."""
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    order.flags.writeable = False  # every caller is given the same one
+    return order
 
 
 def step_rows(step: int, rows: int, rows_per_step: int, seed: int) -> tuple[int, ...]:
     """Indices of the rows of `step` (from 0). The last step of an epoch may have fewer."""
     steps_per_epoch = -(-rows // rows_per_step)
     epoch, position = divmod(step, steps_per_epoch)
-    return epoch_order(rows, seed, epoch)[position * rows_per_step:(position + 1) * rows_per_step]
+    return tuple(epoch_order(rows, seed, epoch)[position * rows_per_step:(position + 1) * rows_per_step].tolist())
 
 
 def pack(rows: Sequence[EncodedRow], limit: int = PACK_TOKENS) -> list[Batch]:

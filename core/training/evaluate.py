@@ -1,9 +1,14 @@
 """Validation loss: mean over the supervised tokens of the held-out rows."""
 
+from collections.abc import Iterator
+
 import torch
 
 from core.control import Control
+from core.data.batching import Batch
 from core.training.setup import Setup
+
+_ROWS_AT_ONCE = 4096
 
 
 @torch.no_grad()
@@ -14,7 +19,7 @@ def validation_loss(setup: Setup, control: Control) -> float | None:
     setup.model.eval()
     total, tokens = 0.0, 0
     try:
-        for batch in setup.batches(setup.validation):
+        for batch in _batches(setup):
             control.wait_while_paused()
             if control.stop_requested:
                 return None
@@ -24,3 +29,9 @@ def validation_loss(setup: Setup, control: Control) -> float | None:
         for module in training:
             module.training = True
     return total / tokens
+
+
+def _batches(setup: Setup) -> Iterator[Batch]:
+    """Of all validation rows, a part of them in memory at a time."""
+    for first in range(0, len(setup.validation), _ROWS_AT_ONCE):
+        yield from setup.batches(setup.validation[first:first + _ROWS_AT_ONCE])

@@ -13,6 +13,7 @@ import torch
 from core.config import PatternedConfig, RunConfig
 from core.control import Control
 from core.data.batching import step_rows
+from core.data.row_store import row_lengths
 from core.errors import CoreError
 from core.events import (
     CheckpointSaved,
@@ -227,7 +228,7 @@ def _evaluate(setup: Setup, position: Position, total: int, control: Control) ->
     best = counts and math.isfinite(loss) and (position.best_loss is None or loss < position.best_loss)
     if best:
         position.best_loss, position.best_step = loss, position.step
-    tokens = sum(len(row.input_ids) for row in setup.validation)
+    tokens = int(row_lengths(setup.validation).sum())
     yield Evaluated(position.step, loss, tokens, time.perf_counter() - started, best)
 
 

@@ -3,11 +3,13 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -15,6 +17,7 @@ from core.config import FullConfig, PatternedConfig, RunConfig
 from core.control import Control
 from core.data.batching import Batch, pack, pad
 from core.data.prepare import prepare_rows
+from core.data.row_store import row_lengths
 from core.data.template import EncodedRow
 from core.errors import CoreError, ModelError
 from core.events import Event, Note, Progress
@@ -84,7 +87,7 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
     control.check()
     adaptation = Adaptation(config)
     adaptation.install(model, Material(prepared.train, config.training.seed, tokenizer, check=control.check))
-    _check_vocabulary(model, prepared.train)
+    _check_vocabulary(model, prepared.largest_id)
     loss, batches, packing, reason = choose_path(model, prepared.train, config.training.packing, device)
     if reason:
         yield Note(reason)
@@ -92,7 +95,7 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
         "device": str(device), "dtype": _DTYPE_NAMES[dtype], "packing": "on" if packing else "off"})
     origin = {"base_fingerprint": card.fingerprint, "base_name": card.name, "base_path": str(path),
               "base_origin": card.origin, "base_parameters": card.parameters,
-              "data_digest": _digest([*prepared.train, *prepared.validation])}
+              "data_digest": _digest(chain(prepared.train, prepared.validation))}
     if quantisation is not None:
         origin[ORIGIN_KEY] = quantisation.to_plain()
     if isinstance(config.adapter, FullConfig):
@@ -101,9 +104,8 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
                  prepared.train, prepared.validation, loss, batches, origin)
 
 
-def _check_vocabulary(model: PreTrainedModel, rows: Sequence[EncodedRow]) -> None:
+def _check_vocabulary(model: PreTrainedModel, largest: int) -> None:
     """An id above the embedding would fail deep inside the first step, on a GPU even without a reason."""
-    largest = max(int(row.input_ids.max()) for row in rows)
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, torch.Tensor)
     known = weight.shape[0]
@@ -112,7 +114,7 @@ def _check_vocabulary(model: PreTrainedModel, rows: Sequence[EncodedRow]) -> Non
                          "The tokenizer files belong to another model.")
 
 
-def _digest(rows: Sequence[EncodedRow]) -> str:
+def _digest(rows: Iterable[EncodedRow]) -> str:
     """SHA-256 over all tokens of the rows in their order: a resumed run must see the same ones."""
     digest = hashlib.sha256()
     for row in rows:
@@ -129,7 +131,8 @@ def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str
     A few short rows are run one by one in the plain way and then in the fast way; the sums of the
     losses must agree. Returns the loss, the batcher, whether rows are packed, and why not.
     """
-    probe = [_shortened(row) for row in sorted(rows, key=lambda row: len(row.input_ids))[:_PROBE_ROWS]]
+    shortest = np.argsort(row_lengths(rows), kind="stable")[:_PROBE_ROWS]
+    probe = [_shortened(rows[number]) for number in shortest.tolist()]
     with torch.no_grad():
         expected = [_value(direct_loss, model, batch.to(device)) for row in probe for batch in pad([row])]
         whole = sum(expected)

@@ -1,15 +1,18 @@
 """Rows of a run: what is kept, what is counted, and which side of the split it is on."""
 
 import json
+import random
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_models import build_tokenizer
 
 from core.config import DataConfig
 from core.control import Control
 from core.data.prepare import PreparedData, prepare_rows, split
+from core.data.row_store import digests_of
 from core.data.template import EncodedRow
 from core.errors import Cancelled, DataError
 from core.events import Event, Progress, Warned
@@ -54,7 +57,7 @@ def test_the_split_is_by_the_seed_and_keeps_the_order(tmp_path):
     assert keys(prepared(data, seed=1)[0].validation) != keys(first.validation)
     assert all(isinstance(event, Progress) and event.stage == "Preparing rows" for event in events)
     assert events[-1].done == events[-1].total == Path(file).stat().st_size
-    assert prepared(DataConfig(train=(file,), validation_fraction=0.0))[0].validation == ()
+    assert len(prepared(DataConfig(train=(file,), validation_fraction=0.0))[0].validation) == 0
 
 
 @pytest.mark.parametrize(("count", "fraction", "held_out"), [
@@ -77,12 +80,38 @@ def test_equal_rows_stay_on_one_side(tmp_path, seed):
 
 
 def test_a_validation_group_is_never_most_of_the_rows():
-    import numpy as np
-
     rows = [EncodedRow(n, np.full(3, 1 if n < 90 else n, np.int32), np.ones(3, np.bool_), False, 3) for n in range(100)]
     for seed in range(20):
-        train, validation = split(rows, 0.05, seed)
+        train, validation = split(digests_of(rows), 0.05, seed)
         assert len(validation) <= 5 and len(train) >= 95
+
+
+def plain_split(rows: list, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """What `split` must give, written in the simplest way."""
+    groups: dict[bytes, list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(row.input_ids.tobytes(), []).append(number)
+    if fraction <= 0 or len(groups) < 2:
+        return list(range(len(rows))), []
+    order = list(groups.values())
+    random.Random(seed).shuffle(order)
+    held: set[int] = set()
+    for members in order:
+        if len(held) + len(members) <= max(1, round(fraction * len(rows))):
+            held.update(members)
+    held = held or set(min(order, key=len))
+    return [n for n in range(len(rows)) if n not in held], sorted(held)
+
+
+@pytest.mark.parametrize("kinds", [1, 2, 3, 40, 1000])
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.5])
+def test_the_split_is_the_plain_one(kinds, fraction):
+    for seed in range(10):
+        choice = np.random.default_rng([seed, kinds])
+        rows = [EncodedRow(n, np.full(2, choice.integers(kinds), np.int32), np.ones(2, np.bool_), False, 2)
+                for n in range(1 + 20 * seed)]
+        found = split(digests_of(rows), fraction, seed)
+        assert [part.tolist() for part in found] == list(plain_split(rows, fraction, seed))
 
 
 def test_rows_without_supervision_are_counted_once(tmp_path):
