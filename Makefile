@@ -5,13 +5,14 @@ SETUP_INPUTS := pyproject.toml constraints.txt tools/setup.py
 TEST := OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 .DEFAULT_GOAL := help
 
-.PHONY: study study-quick help run setup setup-dev test test-full lint screenshot bench-startup clean
+.PHONY: bench study study-quick help run setup setup-dev test test-full lint screenshot bench-startup clean
 
 help:
 	@echo "make run         set up what is missing and open the window (without a display: the demo)"
 	@echo "make test        set up what is missing and run the quick tests"
 	@echo "make test-full   all tests, the long ones too"
 	@echo "make exactness   every method on every family against peft; writes docs/exactness.md"
+	@echo "make bench       speed and memory beside peft + Trainer, against the targets (ARGS=--quick: a trial)"
 	@echo "make lint        ruff, pyright, import-linter"
 	@echo "make clean       remove .venv and what the tools left (models and runs stay)"
 
@@ -53,6 +54,9 @@ study: setup-dev
 
 study-quick: setup-dev
 	$(BIN)/python bench/methods.py --quick $(ARGS)
+
+bench: setup-dev
+	$(BIN)/python bench/training.py $(ARGS)
 
 bench-startup: setup
 	$(BIN)/python bench/startup.py

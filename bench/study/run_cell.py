@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from bench.speed.machine import matrix_speed
 from bench.study.cells import Cell, cells
 from core import files
 from core.config import RunConfig, load_config, with_overrides
@@ -83,18 +84,6 @@ def measure(cell: Cell, config: RunConfig, heldout: int) -> dict[str, Any]:
             answers = finish(answer_rows(config, run.final, rows, "Scoring", Control()))
             result |= {"exact_match": exact_match(answers, rows), "heldout_rows": len(rows)}
     return result
-
-
-def matrix_speed() -> float:
-    """GFLOP/s of a large fp32 matrix product, now, with the threads that training uses."""
-    size = 1536
-    left, right = torch.randn(size, size), torch.randn(size, size)
-    best = 0.0
-    for _ in range(4):
-        started = time.perf_counter()
-        torch.mm(left, right)
-        best = max(best, 2 * size**3 / (time.perf_counter() - started) / 1e9)
-    return best
 
 
 def finish(stream: Generator[Event, None, Answer]) -> Answer:

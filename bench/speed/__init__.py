@@ -1,0 +1,1 @@
+"""The parts of bench/training.py: one file for each subject that is measured."""

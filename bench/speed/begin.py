@@ -1,0 +1,24 @@
+"""Start of a run in a warm engine, as bench/start.py measures it."""
+
+from pathlib import Path
+from typing import Any
+
+from bench.speed.plan import Plan
+from bench.speed.report import Figure, Found
+
+ROWS = 1000
+
+
+def begin(plan: Plan) -> Found:
+    """Several runs in one engine, each on a file that it has not seen."""
+    found = plan.ask("begin:starts", model=plan.model, data=str(plan.files["alpaca"]), times=plan.turns)
+    return Found((Figure("Start to the first forward pass, warm engine", tuple(found["seconds"]), 1.5, "most",
+                         "{:.2f} s", f"{ROWS:,} rows"),), {"start": found})
+
+
+def starts(model: str, data: str, times: int) -> dict[str, Any]:
+    """The seconds of every start."""
+    from bench.start import measure
+
+    found = measure(model, Path(data), ROWS, times)
+    return {"seconds": found.seconds, "stages": found.stages}
