@@ -98,6 +98,14 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def unnamed_file(folder: Path) -> IO[bytes]:
+    """A file in `folder` for what is only needed meanwhile, unbuffered, to write and read.
+
+    It has no name there: its space is free again when it is closed, and when the process is killed.
+    """
+    return tempfile.TemporaryFile(buffering=0, prefix=".work.", suffix=TEMPORARY_SUFFIX, dir=folder)
+
+
 @contextlib.contextmanager
 def partial_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that grows from where it ended, in a folder that `publish_folder` will name when it is whole."""

@@ -91,6 +91,11 @@ class TrainingConfig(Section):
         "auto", "Packing",
         "Rows are laid end to end instead of padded, kept apart exactly; auto checks that the model can.",
         group="Machine", more=True)
+    frozen_cache: Literal["auto", "on", "off"] = option(
+        "auto", "Frozen-layer cache",
+        "What the layers below the lowest trained one give is kept on the disk and not computed again in later "
+        "epochs; auto: where that is faster and fits.",
+        group="Machine", more=True)
 
     @field_validator("device")
     @classmethod

@@ -19,7 +19,8 @@ class Batch:
 
     Shapes: input_ids and position_ids (B, T); attention_mask (B, T) or None where packed;
     predicting (S,) indices into the flattened B*T positions whose next token is supervised;
-    labels (S,) those next tokens. boundaries: start of each packed row and the end, (rows + 1).
+    labels (S,) those next tokens. boundaries: start of each packed row and the end, (rows + 1). rows: in
+    their order in the batch; row b is at [b, :len(row)] where padded, at [0, boundaries[b]:] where packed.
     """
 
     input_ids: Tensor
@@ -29,12 +30,13 @@ class Batch:
     labels: Tensor
     boundaries: tuple[int, ...]
     tokens: int  # without padding
+    rows: tuple[EncodedRow, ...]
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
         mask = None if self.attention_mask is None else self.attention_mask.to(device)
         return Batch(self.input_ids.to(device), self.position_ids.to(device), mask,
-                     self.predicting.to(device), self.labels.to(device), self.boundaries, self.tokens)
+                     self.predicting.to(device), self.labels.to(device), self.boundaries, self.tokens, self.rows)
 
 
 @lru_cache(maxsize=2)  # every step of an epoch asks for it
@@ -76,7 +78,7 @@ def _packed(rows: list[EncodedRow]) -> Batch:
     predicted = np.flatnonzero(supervised)
     return Batch(torch.from_numpy(ids)[None], torch.from_numpy(positions)[None], None,
                  torch.from_numpy(predicted - 1), torch.from_numpy(ids[predicted]),
-                 tuple(boundaries.tolist()), len(ids))
+                 tuple(boundaries.tolist()), len(ids), tuple(rows))
 
 
 def pad(rows: Sequence[EncodedRow], limit: int = PACK_TOKENS) -> list[Batch]:
@@ -106,4 +108,4 @@ def _padded(rows: list[EncodedRow]) -> Batch:
     positions = np.broadcast_to(np.arange(width), ids.shape).copy()
     return Batch(torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(mask),
                  torch.from_numpy(predicted - 1), torch.from_numpy(ids.reshape(-1)[predicted]),
-                 (), int(mask.sum()))
+                 (), int(mask.sum()), tuple(rows))

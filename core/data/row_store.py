@@ -130,6 +130,11 @@ class StoredRows(Sequence[EncodedRow]):
         """(n,): the tokens of every row, without reading them."""
         return self._records["tokens"]
 
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """(n,): the index of every row in the dataset, without reading them."""
+        return self._records["index"]
+
     def _read(self, start: int, count: int) -> bytearray:
         raw = bytearray(count)
         try:
@@ -146,3 +151,8 @@ class StoredRows(Sequence[EncodedRow]):
 def row_lengths(rows: Sequence[EncodedRow]) -> NDArray[np.int32]:
     """(n,): the tokens of every row."""
     return rows.lengths if isinstance(rows, StoredRows) else np.array([len(row) for row in rows], np.int32)
+
+
+def row_indices(rows: Sequence[EncodedRow]) -> NDArray[np.int64]:
+    """(n,): the index of every row in the dataset."""
+    return rows.indices if isinstance(rows, StoredRows) else np.array([row.index for row in rows], np.int64)

@@ -38,6 +38,7 @@ from core.runs.folder import RunFolder, new_run_path
 from core.training.checkpoint import Position, newest_valid, prune_checkpoints, restore_checkpoint, save_checkpoint
 from core.training.evaluate import validation_loss
 from core.training.final import keep_final, require_space
+from core.training.frozen_choice import choose_frozen
 from core.training.optim import make_optimizer
 from core.training.schedule import learning_rate_at, steps_per_epoch, total_steps
 from core.training.segments import segmented_attention
@@ -99,6 +100,7 @@ def _run(run: RunFolder, config: RunConfig, control: Control, checkpoint: Path |
         yield Warned(f"A newer checkpoint was passed over: {problem}.", "Nothing was deleted.")
     torch.manual_seed(config.training.seed)
     setup = yield from prepare(config, control)
+    setup, frozen = yield from choose_frozen(setup, run.path)
     run.write_config(setup.config)
     training = setup.config.training
     optimizer = make_optimizer(setup.adaptation.optimizer_groups(setup.model), setup.config, setup.device)
@@ -113,8 +115,10 @@ def _run(run: RunFolder, config: RunConfig, control: Control, checkpoint: Path |
                   setup.origin["base_parameters"], setup.adapter_bytes, training.device, training.dtype,
                   training.packing == "on", position.step)
     started = time.perf_counter()
-    with segmented_attention(setup.model) if training.packing == "on" else contextlib.nullcontext():
-        outcome = yield from _steps(run, setup, optimizer, position, total, control)
+    steps = _steps(run, setup, optimizer, position, total, control)
+    with segmented_attention(setup.model) if training.packing == "on" else contextlib.nullcontext(), \
+            frozen or contextlib.nullcontext():
+        outcome = yield from (frozen.telling(steps) if frozen else steps)
     best = position.best_step if position.best_loss is not None else position.step
     final = keep_final(run, setup, best)
     yield Finished(outcome, final)

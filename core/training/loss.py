@@ -82,14 +82,14 @@ class SummedLoss(Protocol):
 
 def direct_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The loss through the model's own forward pass: right for every family, holds all logits."""
-    logits = model(**_model_inputs(batch)).logits  # (B, T, V)
+    logits = model(**model_inputs(batch)).logits  # (B, T, V)
     chosen = logits.flatten(0, 1)[batch.predicting].float()
     return F.cross_entropy(chosen, batch.labels, reduction="sum")
 
 
 def chunked_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     """The loss through the body of the model and a chunked head, only where a token is supervised."""
-    hidden = model.base_model(**_model_inputs(batch)).last_hidden_state  # (B, T, d)
+    hidden = model.base_model(**model_inputs(batch)).last_hidden_state  # (B, T, d)
     head = model.get_output_embeddings()
     assert isinstance(head, nn.Linear)
     softcap = getattr(model.config, "final_logit_softcapping", None)
@@ -97,7 +97,8 @@ def chunked_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     return chunked_cross_entropy(chosen, head.weight, head.bias, batch.labels, softcap)
 
 
-def _model_inputs(batch: Batch) -> dict[str, Any]:
+def model_inputs(batch: Batch) -> dict[str, Any]:
+    """What a model is called with."""
     inputs: dict[str, Any] = {
         "input_ids": batch.input_ids, "position_ids": batch.position_ids,
         "attention_mask": batch.attention_mask, "use_cache": False,

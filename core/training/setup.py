@@ -131,8 +131,7 @@ def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str
     A few short rows are run one by one in the plain way and then in the fast way; the sums of the
     losses must agree. Returns the loss, the batcher, whether rows are packed, and why not.
     """
-    shortest = np.argsort(row_lengths(rows), kind="stable")[:_PROBE_ROWS]
-    probe = [_shortened(rows[number]) for number in shortest.tolist()]
+    probe = probe_rows(rows)
     with torch.no_grad():
         expected = [_value(direct_loss, model, batch.to(device)) for row in probe for batch in pad([row])]
         whole = sum(expected)
@@ -152,6 +151,12 @@ def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str
                             "Set packing to auto or off.")
         reasons.append("rows are padded, as packed rows would not be kept apart exactly in this model")
     return loss, pack if packed else pad, packed, "; ".join(reasons).capitalize()
+
+
+def probe_rows(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
+    """A few short rows, on which two ways to compute the same are compared."""
+    shortest = np.argsort(row_lengths(rows), kind="stable")[:_PROBE_ROWS]
+    return [_shortened(rows[number]) for number in shortest.tolist()]
 
 
 def _shortened(row: EncodedRow) -> EncodedRow:
