@@ -48,6 +48,14 @@ class EngineError(CoreError):
     """The engine process crashed, hangs or can not be reached."""
 
 
+class PeerLost(CoreError):
+    """Another process of a run with several is gone, so this one can not go on."""
+
+
+class ToldElsewhere(CoreError):
+    """This process of several ends, and another one has told the person why."""
+
+
 @dataclass(frozen=True)
 class Description:
     """An exception in plain words: one sentence, a hint, and the technical details."""

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from core.cli import commands, texts
+from core.cluster import GPU_NAME, Machines
 from core.jobs import AdapterUse
 
 _OVERRIDE = re.compile(r"[a-z_]+\.[a-z_]+=")
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_init(names)
     _add_train(names)
     _add_resume(names)
+    _add_cluster(names)
     _add_export(names)
     _add_mix(names)
     _add_chat(names)
@@ -78,6 +80,13 @@ def adapter_use(text: str) -> AdapterUse:
     if not equals or Path(text).exists():
         return AdapterUse(Path(text))
     return AdapterUse(Path(folder), _number_within(strength, -100.0, 100.0))
+
+
+def gpu_name(text: str) -> str:
+    """A kind of GPU: letters, digits, hyphens."""
+    if not GPU_NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a GPU, such as A100 or H100")
+    return text
 
 
 def temperature(text: str) -> float:
@@ -129,6 +138,18 @@ def _add_resume(names: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser = names.add_parser("resume", help="go on with a run that was interrupted or stopped")
     parser.add_argument("run_dir", type=Path, metavar="RUNDIR")
     _finish(parser, commands.resume, texts.train)
+
+
+def _add_cluster(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = names.add_parser("cluster", help="write a SkyPilot task and a Slurm script for a run file")
+    parser.add_argument("run_file", type=Path, metavar="RUN.toml")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
+    parser.add_argument("--nodes", type=count, default=Machines.nodes, metavar="N", help="machines (default: 1)")
+    parser.add_argument("--gpus", type=count, default=Machines.gpus, metavar="N", help="GPUs of each (default: 8)")
+    parser.add_argument("--gpu", type=gpu_name, default=Machines.gpu, metavar="NAME",
+                        help="their kind, as SkyPilot names it (default: A100)")
+    _add_overrides(parser)
+    _finish(parser, commands.cluster, texts.cluster)
 
 
 def _add_export(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

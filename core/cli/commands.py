@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from core.adapter_folder import is_adapter_folder
 from core.cli.answers import answer_source, converse
 from core.cli.cards import keep_card, kept_card
 from core.cli.described import describe_adapter, describe_run
+from core.cluster import Machines, write_cluster_files
 from core.config import (
     STARTER,
     DataConfig,
@@ -38,12 +40,14 @@ from core.jobs import (
     ScanData,
     Train,
 )
+from core.launch import place
 from core.models.library import resolve
 from core.models.starter import starter_ready
 from core.paths import SAMPLE_RUN_FILE
 from core.records import ModelCard
 from core.runs.folder import RunFolder
 
+_LOOK_SECONDS = 0.2
 Command = Callable[[argparse.Namespace, Control], Iterator[Event]]
 
 
@@ -74,6 +78,13 @@ def resume(options: argparse.Namespace, control: Control) -> Iterator[Event]:
     """Go on with a run."""
     yield from prepare_model(RunFolder(options.run_dir).config().model.path, control)
     yield from run_job(Resume(options.run_dir), control)
+
+
+def cluster(options: argparse.Namespace, control: Control) -> Iterator[Event]:
+    """Write what other machines need to train a run file."""
+    machines = Machines(options.nodes, options.gpus, options.gpu)
+    written = write_cluster_files(read_run_file(options), options.run_file.stem, machines, options.out)
+    yield Result({"files": [str(path) for path in written]})
 
 
 def export(options: argparse.Namespace, control: Control) -> Iterator[Event]:
@@ -190,7 +201,11 @@ def read_run_file(options: argparse.Namespace) -> RunConfig:
 
 def prepare_model(model: str, control: Control) -> Iterator[Event]:
     """Make the starter ready if it is the chosen model and was not used before."""
-    if model == STARTER and not starter_ready():
+    if place().local_rank > 0:  # of several on one machine, the first one makes it
+        while model == STARTER and not starter_ready():
+            control.check()
+            time.sleep(_LOOK_SECONDS)
+    elif model == STARTER and not starter_ready():
         yield from _without_result(run_job(PrepareStarter(), control))
 
 

@@ -11,10 +11,11 @@ from datetime import datetime
 from types import FrameType
 
 from core import files
-from core.cli.screen import JsonScreen, Screen, TextScreen
+from core.cli.screen import JsonScreen, QuietScreen, Screen, TextScreen
 from core.control import Control
-from core.errors import CoreError
+from core.errors import CoreError, ToldElsewhere
 from core.events import Failed, Result
+from core.launch import place
 from core.openmp import set_wait_policy
 from core.paths import logs_root
 
@@ -32,6 +33,8 @@ def run_command(options: argparse.Namespace) -> int:
     control = Control()
     screen: Screen = JsonScreen(options.json_rows) if options.json else TextScreen(
         options.text, titled=getattr(options, "compare", False))
+    if not place().first:
+        screen = QuietScreen(screen)
     signals: list[int] = []
     try:
         with _signals_stop(control, signals), screen:
@@ -64,6 +67,8 @@ def _show_all(options: argparse.Namespace, control: Control, screen: Screen) -> 
                 control.stop()
             if isinstance(event, Result):
                 result = event
+    except ToldElsewhere:
+        return False
     except Exception as error:  # noqa: BLE001 - the one place where the CLI puts any error into words
         failed = Failed.of(error)
         screen.fail(failed, _write_report(failed) if _is_unexpected(error) else "")
@@ -107,7 +112,8 @@ def _signals_stop(control: Control, signals: list[int]) -> Iterator[None]:
             raise KeyboardInterrupt
         signals.append(number)
         control.stop()
-        print("\nStopping; what was learned is kept. Press Ctrl-C again to abort at once.", file=sys.stderr)
+        if place().first:
+            print("\nStopping; what was learned is kept. Press Ctrl-C again to abort at once.", file=sys.stderr)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -73,6 +73,27 @@ class JsonScreen:
         self.show(failed)
 
 
+class QuietScreen:
+    """Of a process that another one speaks for: it says only why it ended, where the other can not."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen = screen
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to leave: nothing was drawn."""
+
+    def show(self, event: events.Event) -> None:
+        """Show nothing."""
+
+    def fail(self, failed: events.Failed, report: str) -> None:
+        """Say it where the other one would have."""
+        with self._screen:
+            self._screen.fail(failed, report)
+
+
 class TextScreen:
     """A progress bar and notes on the standard error, answers and results on the standard output.
 

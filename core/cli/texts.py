@@ -6,8 +6,8 @@ from typing import Any
 from core import words
 from core.cli.screen import ResultText
 
-__all__ = ["ResultText", "chat", "check_data", "demo", "estimate", "export", "init", "inspect", "mix", "models",
-           "path", "train"]
+__all__ = ["ResultText", "chat", "check_data", "cluster", "demo", "estimate", "export", "init", "inspect", "mix",
+           "models", "path", "train"]
 
 _LONGEST_ANSWER = 200  # characters of an example
 _EXACT = 1e-5  # relative; what rounding to fp32 leaves
@@ -32,6 +32,13 @@ def train(values: Mapping[str, Any]) -> str:
               f"Model:      {values['model']}" if "model" in values else f"Adapter:    {values['adapter']}"]
     following = "chat" if finished else "resume"
     return "\n".join([*lines, f'Next: lora-workbench {following} "{values["run_dir"]}"'])
+
+
+def cluster(values: Mapping[str, Any]) -> str:
+    """After `cluster`: what was written and what it is for."""
+    run_file, task, job = values["files"]
+    return (f"{run_file} is the run file for other machines.\n"
+            f'On machines of a cloud, with SkyPilot: sky launch "{task}"\nOn a cluster with Slurm: sbatch "{job}"')
 
 
 def demo(values: Mapping[str, Any]) -> str:

@@ -82,7 +82,12 @@ class TrainingConfig(Section):
         2, "Keep checkpoints", "The newest ones that stay on the disk; the best one stays besides.",
         group="Learning", more=True, ge=1, le=1000)
     device: str = option(
-        "auto", "Device", "Where to compute: auto, cpu, mps, or cuda:0 and so on.",
+        "auto", "Device", "Where to compute: auto, cpu, mps, cuda:0 and so on, or all for every GPU of this machine.",
+        group="Machine", more=True)
+    parallel: Literal["auto", "replicate", "shard"] = option(
+        "auto", "Several GPUs",
+        "Replicate: each holds the whole base. Shard: each holds a part of it, slower. auto: shard only where the "
+        "base does not fit on one.",
         group="Machine", more=True)
     dtype: Dtype = option(
         "auto", "Number type", "Type of the frozen base: auto tries which one this machine computes faster.",
@@ -100,6 +105,11 @@ class TrainingConfig(Section):
     @field_validator("device")
     @classmethod
     def _device_is_named(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", value):
-            raise ValueError("it must be auto, cpu, mps, or cuda:0 and so on")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?|all", value):
+            raise ValueError("it must be auto, all, cpu, mps, or cuda:0 and so on")
         return value
+
+    @property
+    def on_cuda(self) -> bool:
+        """True where a GPU with CUDA is named."""
+        return self.device == "all" or self.device.startswith("cuda")

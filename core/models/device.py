@@ -41,10 +41,12 @@ class MachineFacts:
 def resolve_device(name: str) -> torch.device:
     """The device that `training.device` names; auto takes CUDA, else MPS, else the CPU.
 
+    all is for several processes; one alone takes what auto takes.
+
     Raises:
         CoreError: this machine has no such device; the hint names those it has.
     """
-    if name == "auto":
+    if name in ("auto", "all"):
         return torch.device(_available()[0])
     wanted = "cuda:0" if name == "cuda" else name
     if wanted not in _available():

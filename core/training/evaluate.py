@@ -19,19 +19,22 @@ def validation_loss(setup: Setup, control: Control) -> float | None:
     setup.model.eval()
     total, tokens = 0.0, 0
     try:
-        for batch in _batches(setup):
-            control.wait_while_paused()
-            if control.stop_requested:
-                return None
-            total += float(setup.summed_loss(setup.model, batch.to(setup.device)))
-            tokens += len(batch.labels)
+        with setup.ranks.computing():
+            for batch in _batches(setup):
+                control.wait_while_paused()
+                if control.stop_requested:
+                    return None
+                total += float(setup.summed_loss(setup.model, batch.to(setup.device)))
+                tokens += len(batch.labels)
     finally:
         for module in training:
             module.training = True
+    total, tokens = setup.ranks.sums(total, tokens)
     return total / tokens
 
 
 def _batches(setup: Setup) -> Iterator[Batch]:
     """Of all validation rows, a part of them in memory at a time."""
     for first in range(0, len(setup.validation), _ROWS_AT_ONCE):
-        yield from setup.batches(setup.validation[first:first + _ROWS_AT_ONCE])
+        rows = setup.validation[first:first + _ROWS_AT_ONCE]
+        yield from setup.ranks.batches(rows, len(rows), setup.batches)

@@ -14,7 +14,7 @@ from core.config import PatternedConfig, RunConfig
 from core.control import Control
 from core.data.batching import step_rows
 from core.data.row_store import row_lengths
-from core.errors import CoreError
+from core.errors import CoreError, PeerLost
 from core.events import (
     CheckpointSaved,
     Evaluated,
@@ -40,6 +40,7 @@ from core.training.evaluate import validation_loss
 from core.training.final import keep_final, require_space
 from core.training.frozen_choice import choose_frozen
 from core.training.optim import make_optimizer
+from core.training.parallel import Ranks, joined
 from core.training.schedule import learning_rate_at, steps_per_epoch, total_steps
 from core.training.segments import segmented_attention
 from core.training.setup import Setup, prepare, started_now
@@ -53,72 +54,99 @@ def train(job: Train, control: Control) -> Iterator[Event]:
     Raises:
         CoreError: a problem that the person can mend, before the run starts or where it stopped.
     """
+    with joined() as ranks:
+        yield from _train(job, ranks.control(control), ranks)
+
+
+def _train(job: Train, control: Control, ranks: Ranks) -> Iterator[Event]:
     check_model_folder(resolve(job.config.model.path))  # a wrong model is refused before a folder is made
     if not job.config.data.train:
         raise CoreError("No training data is chosen.", "Choose a file on the Data page or set data.train.")
     for file in job.config.data.train:
         if not Path(file).is_file():
             raise CoreError(f"The training file {file} does not exist.", "Choose it again.")
+    if not ranks.place.first:  # it computes its share; the folder is the first one's
+        yield from _run(RunFolder(job.run_dir or Path()), job.config, control, ranks, None)
+        return
     run = RunFolder((job.run_dir or new_run_path()).expanduser().absolute())
     made_here = not run.path.exists()
     require_writable(run.path)
     try:
-        yield from _train_in(run, job.config, control)
+        yield from _train_in(run, job.config, control, ranks)
     except CoreError:
         if made_here and not run.has_begun():  # refused before its first step: nothing of it is worth keeping
             shutil.rmtree(run.path)
         raise
 
 
-def _train_in(run: RunFolder, config: RunConfig, control: Control) -> Iterator[Event]:
+def _train_in(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks) -> Iterator[Event]:
     with run.locked():
         if run.has_begun():
             raise CoreError(f"The folder {run.path} holds a run already.", "Resume it, or choose another folder.")
         run.events_path.unlink(missing_ok=True)  # of a try that failed before its first step
         run.write_config(config)
-        yield from run.record(_run(run, config, control, None))
+        yield from run.record(_run(run, config, control, ranks, None))
 
 
 def resume(job: Resume, control: Control) -> Iterator[Event]:
     """Go on from the newest whole checkpoint, or from the beginning where none was written yet."""
-    run = RunFolder(job.run_dir.expanduser().absolute())
+    with joined() as ranks:
+        yield from _resume(RunFolder(job.run_dir.expanduser().absolute()), ranks.control(control), ranks)
+
+
+def _resume(run: RunFolder, control: Control, ranks: Ranks) -> Iterator[Event]:
     config = run.config()
+    if not ranks.place.first:
+        name = ranks.agreed("checkpoint", str)
+        yield from _run(run, config, control, ranks, run.checkpoints / name if name else None)
+        return
     with run.locked():
         run.remove_remains()
         if any(isinstance(event, Finished) and event.outcome == "finished" for event in run.read_events()):
             raise CoreError(f"The run {run.path.name} is finished already.", "Repeat it with more epochs instead.")
         checkpoint, problems = newest_valid(run)
+        ranks.agreed("checkpoint", lambda: checkpoint.name if checkpoint else "")
         run.rewind(int(checkpoint.name.removeprefix("step-")) if checkpoint else 0)
-        yield from run.record(_run(run, config, control, checkpoint, problems))
+        yield from run.record(_run(run, config, control, ranks, checkpoint, problems))
 
 
-def _run(run: RunFolder, config: RunConfig, control: Control, checkpoint: Path | None,
+def _run(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks, checkpoint: Path | None,
          problems: list[str] | None = None) -> Iterator[Event]:
     now, pid = started_now()
     yield Started("Resume" if checkpoint else "Train", run.path, now, pid)
     for problem in problems or []:
         yield Warned(f"A newer checkpoint was passed over: {problem}.", "Nothing was deleted.")
     torch.manual_seed(config.training.seed)
-    setup = yield from prepare(config, control)
+    setup = yield from prepare(config, control, ranks)
     setup, frozen = yield from choose_frozen(setup, run.path)
-    run.write_config(setup.config)
+    if ranks.place.first:
+        run.write_config(setup.config)
+        require_space(run, setup)
     training = setup.config.training
     optimizer = make_optimizer(setup.adaptation.optimizer_groups(setup.model), setup.config, setup.device)
     adapter = setup.config.adapter
     if checkpoint is None and isinstance(adapter, PatternedConfig) and adapter.start_from:
         yield Note(f"Training goes on from the adapter in {adapter.start_from}.")
         start_from(setup.model, adapter, setup.origin["base_fingerprint"])
-    require_space(run, setup)
     position = restore_checkpoint(checkpoint, setup, optimizer) if checkpoint else Position()
+    ranks.begin_same(setup.added_tensors)
     total = total_steps(training, len(setup.train))
     yield Planned(total, len(setup.train), len(setup.validation), setup.trainable_parameters,
-                  setup.origin["base_parameters"], setup.adapter_bytes, training.device, training.dtype,
+                  setup.origin["base_parameters"], setup.adapter_bytes, ranks.words(setup.device), training.dtype,
                   training.packing == "on", position.step)
     started = time.perf_counter()
     steps = _steps(run, setup, optimizer, position, total, control)
     with segmented_attention(setup.model) if training.packing == "on" else contextlib.nullcontext(), \
             frozen or contextlib.nullcontext():
-        outcome = yield from (frozen.telling(steps) if frozen else steps)
+        try:
+            outcome = yield from (frozen.telling(steps) if frozen else steps)
+        except PeerLost:
+            if position.step and not run.checkpoint(position.step).exists():
+                yield from _checkpoint(run, setup, optimizer, position)  # the steps that all have done are kept
+            raise
+    if not ranks.place.first:
+        yield Result({})
+        return
     best = position.best_step if position.best_loss is not None else position.step
     final = keep_final(run, setup, best)
     yield Finished(outcome, final)
@@ -139,7 +167,11 @@ def _steps(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, posit
     if setup.validation and position.step == 0:
         yield from _evaluate(setup, position, total, control)  # the base, which the adapter has to beat
     while position.step < total:
-        done = _one_step(setup, optimizer, position.step, total, control)
+        control.wait_while_paused()
+        if control.stop_requested:
+            break
+        with setup.ranks.computing():
+            done = _one_step(setup, optimizer, position.step, total, control)
         if done is None:
             break
         position.step += 1
@@ -191,17 +223,20 @@ def _one_step(setup: Setup, optimizer: torch.optim.Optimizer, step: int, total: 
     chosen = step_rows(step, len(setup.train), training.batch_size * training.gradient_accumulation, training.seed)
     rows = [setup.train[index] for index in chosen]
     supervised = sum(int(row.supervised.sum()) for row in rows)
-    loss, tokens = 0.0, 0
+    loss, tokens, labels = 0.0, 0, 0
     optimizer.zero_grad()
-    for first in range(0, len(rows), training.batch_size):
-        for batch in setup.batches(rows[first:first + training.batch_size]):
-            control.wait_while_paused()
-            if control.stop_requested:
-                return None
-            summed = setup.summed_loss(setup.model, batch.to(setup.device))
-            (summed / supervised).backward()
-            loss += float(summed.detach()) / supervised
-            tokens += batch.tokens
+    setup.ranks.begin_step(step, training.seed)
+    for batch in setup.ranks.batches(rows, training.batch_size, setup.batches):
+        control.wait_while_paused()
+        if control.stop_requested:
+            return None
+        summed = setup.summed_loss(setup.model, batch.to(setup.device))
+        (summed / supervised).backward()
+        loss += float(summed.detach()) / supervised
+        tokens += batch.tokens
+        labels += len(batch.labels)
+    loss, tokens, labels = setup.ranks.add_up(_parameters(optimizer), loss, tokens, labels)
+    assert labels == supervised, "the shares of the ranks are the whole step"
     penalty = setup.adaptation.penalty(setup.model)
     if penalty is not None:
         penalty.backward()
@@ -218,8 +253,11 @@ def _one_step(setup: Setup, optimizer: torch.optim.Optimizer, step: int, total: 
 
 def _clip(optimizer: torch.optim.Optimizer, largest: float) -> float:
     """Shorten the gradient to `largest` (0: leave it); returns its norm before."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return float(torch.nn.utils.clip_grad_norm_(parameters, largest or math.inf))
+    return float(torch.nn.utils.clip_grad_norm_(_parameters(optimizer), largest or math.inf))
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _evaluate(setup: Setup, position: Position, total: int, control: Control) -> Iterator[Event]:
@@ -237,6 +275,8 @@ def _evaluate(setup: Setup, position: Position, total: int, control: Control) ->
 
 
 def _checkpoint(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, position: Position) -> Iterator[Event]:
+    if not setup.ranks.place.first:
+        return
     started = time.perf_counter()
     folder = save_checkpoint(run, setup, optimizer, position)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from core.base_memory import weight_bytes
 from core.config import FullConfig, PatternedConfig, RunConfig
 from core.control import Control
 from core.data.batching import Batch, pack, pad
@@ -25,13 +26,15 @@ from core.lora.adaptation import Adaptation
 from core.lora.beside import add_tokens
 from core.lora.full import METHOD as FULL
 from core.lora.full import METHOD_KEY
-from core.lora.method import Material
+from core.lora.method import AdapterModule, Material
 from core.models.inspect import read_card
 from core.models.library import resolve
-from core.models.load import load_model, load_tokenizer, resolve_device, resolve_dtype
+from core.models.load import load_model, load_tokenizer, resolve_dtype
 from core.models.quantise import ORIGIN_KEY, quantisation_of
 from core.training.loss import SummedLoss, chunked_loss, direct_loss
+from core.training.parallel import Ranks
 from core.training.segments import segmented_attention
+from core.training.shard import shard_base, should_shard
 
 _DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 _PROBE_ROWS = 3
@@ -52,6 +55,14 @@ class Setup:
     summed_loss: SummedLoss
     batches: Callable[[Sequence[EncodedRow]], list[Batch]]
     origin: dict[str, Any]
+    ranks: Ranks
+
+    @property
+    def added_tensors(self) -> list[torch.Tensor]:
+        """The trained numbers, and what their modules hold besides, such as the start that is taken off the update."""
+        held = [buffer for module in self.model.modules() if isinstance(module, AdapterModule)
+                for buffer in module.buffers(recurse=False)]
+        return [*self.adaptation.parameters(self.model).values(), *held]
 
     @property
     def trainable_parameters(self) -> int:
@@ -64,12 +75,18 @@ class Setup:
         return 4 * self.trainable_parameters
 
 
-def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup]:
+def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None) -> Generator[Event, None, Setup]:
     """Load the model, put the adapter on, prepare the rows, choose the computing path.
+
+    Args:
+        config: what the run file says.
+        control: tells of a stop.
+        ranks: the processes of the run; None is this one alone.
 
     Raises:
         CoreError: anything that the person can mend: model, data, targets, device.
     """
+    ranks = ranks or Ranks()
     path = resolve(config.model.path)
     yield Progress("Reading the model", 0, 0)
     card = read_card(path)
@@ -77,22 +94,27 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
     if isinstance(config.adapter, PatternedConfig):
         add_tokens(tokenizer, config.adapter.new_tokens)
     prepared = yield from prepare_rows(config.data, tokenizer, config.training.seed, control)
-    device = resolve_device(config.training.device)
+    device = ranks.device(config.training.device)
     # full fine-tuning: small steps would be lost in 16-bit weights
     whole = isinstance(config.adapter, FullConfig) and config.training.dtype == "auto"
-    dtype = resolve_dtype("fp32" if whole else config.training.dtype, device)
+    wanted = "fp32" if whole else config.training.dtype
+    name = ranks.agreed("number type", lambda: _DTYPE_NAMES[resolve_dtype(wanted, device)])
+    dtype = resolve_dtype(name, device)
     yield Progress("Loading the model", 0, 0)
     quantisation = quantisation_of(config.adapter, dtype)
-    model = load_model(path, device, dtype, quantisation)
+    spread = should_shard(config, ranks, device, weight_bytes(card, config.adapter, name))
+    model = load_model(path, torch.device("cpu") if spread else device, dtype, quantisation)
     control.check()
     adaptation = Adaptation(config)
     adaptation.install(model, Material(prepared.train, config.training.seed, tokenizer, check=control.check))
     _check_vocabulary(model, prepared.largest_id)
+    if spread:
+        shard_base(model, device, ranks)
     loss, batches, packing, reason = choose_path(model, prepared.train, config.training.packing, device)
     if reason:
         yield Note(reason)
     training = config.training.model_copy(update={
-        "device": str(device), "dtype": _DTYPE_NAMES[dtype], "packing": "on" if packing else "off"})
+        "device": _device_to_keep(config, ranks, device), "dtype": name, "packing": "on" if packing else "off"})
     origin = {"base_fingerprint": card.fingerprint, "base_name": card.name, "base_path": str(path),
               "base_origin": card.origin, "base_parameters": card.parameters,
               "data_digest": _digest(chain(prepared.train, prepared.validation))}
@@ -100,8 +122,23 @@ def prepare(config: RunConfig, control: Control) -> Generator[Event, None, Setup
         origin[ORIGIN_KEY] = quantisation.to_plain()
     if isinstance(config.adapter, FullConfig):
         origin[METHOD_KEY] = FULL
-    return Setup(config.model_copy(update={"training": training}), model, adaptation, path, device,
-                 prepared.train, prepared.validation, loss, batches, origin)
+    resolved = config.model_copy(update={"training": training})
+    for what, digest in (("base model", card.fingerprint), ("training rows", origin["data_digest"]),
+                         ("settings", _digest_of_settings(resolved))):
+        ranks.require_same(what, digest)
+    return Setup(resolved, model, adaptation, path, device, prepared.train, prepared.validation, loss, batches,
+                 origin, ranks)
+
+
+def _device_to_keep(config: RunConfig, ranks: Ranks, device: torch.device) -> str:
+    """As run.toml holds it: the one device, or all of them."""
+    several = config.training.device == "all" or (ranks.several and device.type == "cuda")
+    return "all" if several else str(device)
+
+
+def _digest_of_settings(config: RunConfig) -> str:
+    """Of what must be alike on all machines; a file may lie elsewhere on another."""
+    return hashlib.sha256((config.adapter.model_dump_json() + config.training.model_dump_json()).encode()).hexdigest()
 
 
 def _check_vocabulary(model: PreTrainedModel, largest: int) -> None:

@@ -147,7 +147,7 @@ def _differences(a: RunConfig, b: RunConfig) -> list[str]:
 
 
 @pytest.mark.parametrize(("override", "words"), [
-    ("training.device=gpu", "it must be auto, cpu, mps, or cuda:0 and so on"),
+    ("training.device=gpu", "it must be auto, all, cpu, mps, or cuda:0 and so on"),
     ("adapter.alpha=nan", "it must be a finite number"),
 ])
 def test_wrong_values_are_told_without_patterns(override: str, words: str) -> None:

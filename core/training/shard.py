@@ -1,0 +1,79 @@
+"""The frozen weights spread over several GPUs, for a base that does not fit on one (FSDP2, fully_shard).
+
+Only the weights of the decoder layers are spread: each layer's are gathered for its forward and its backward pass
+and let go again. What is trained stays whole on every rank and is left to the one all-reduce of
+core.training.parallel, so checkpoints and adapter files are those of a run on one GPU; embeddings, norms and the
+output layer stay whole too, as the loss reads them without calling their module.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from core.config import FullConfig, QLoraConfig, RunConfig
+from core.errors import CoreError
+from core.training.parallel import Ranks
+
+_LARGEST_SHARE = 0.7  # of a GPU's memory for the frozen weights; the rest is for the step
+
+
+def should_shard(config: RunConfig, ranks: Ranks, device: torch.device, base_bytes: int) -> bool:
+    """Whether the base is spread; asked for, or with auto where `base_bytes` are too many for one GPU.
+
+    Raises:
+        CoreError: asked for, and it can not be done.
+    """
+    asked = config.training.parallel
+    if not ranks.several or asked == "replicate":
+        return False
+    if asked == "auto":
+        fits = device.type != "cuda" or base_bytes <= _LARGEST_SHARE * torch.cuda.mem_get_info(device)[1]
+        return ranks.agreed("sharding", lambda: "no" if fits or _why_not(config) else "yes") == "yes"
+    reason = _why_not(config)
+    if reason:
+        raise CoreError(f"The base can not be spread over the processes: {reason}.",
+                        "Set training.parallel to replicate.")
+    return True
+
+
+def _why_not(config: RunConfig) -> str:
+    if isinstance(config.adapter, QLoraConfig):
+        return "a quantised base is held whole"
+    if isinstance(config.adapter, FullConfig):
+        return "full fine-tuning trains the base itself"
+    return ""
+
+
+def shard_base(model: PreTrainedModel, device: torch.device, ranks: Ranks) -> None:
+    """Spread the frozen weights of the decoder layers of `model`, which is on the CPU, and put the rest on `device`.
+
+    Raises:
+        CoreError: the layers of this family of models are not known.
+    """
+    from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 - seconds that most runs need not wait
+    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
+
+    body = model.base_model
+    layers = _decoder_layers(model)
+    if layers is None:
+        raise CoreError("The base can not be spread over the processes: the layers of this model are not known.",
+                        "Set training.parallel to replicate.")
+    mesh = init_device_mesh(device.type, (ranks.place.world,))
+    inside = {parameter for parameter in layers.parameters() if not parameter.requires_grad}
+    whole = {parameter for parameter in model.parameters() if parameter not in inside}
+    for parameter in whole:
+        parameter.data = parameter.data.to(device)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+    # it holds no weights of its own; as the root it lets the next layer's weights come while one computes
+    fully_shard(body, mesh=mesh, ignored_params=whole)
+    ranks.sharded = True
+
+
+def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    found = [child for child in model.base_model.children() if isinstance(child, nn.ModuleList) and len(child) == count]
+    return found[0] if len(found) == 1 else None
