@@ -140,7 +140,11 @@ class AdapterInspected:
 
 @dataclass(frozen=True)
 class DataScanned:
-    """What a dataset holds, measured with the chosen model's tokenizer."""
+    """What a dataset holds, measured with the chosen model's tokenizer.
+
+    Of a large dataset the rows (where they are no texts), the format and rows that can not be read
+    are exact; all else is estimated from a sample.
+    """
 
     files: tuple[str, ...]
     format: str
@@ -152,6 +156,8 @@ class DataScanned:
     longest: int
     length_counts: tuple[int, ...]  # histogram over equal bins from 0 to `longest`
     problems: tuple[str, ...] = ()
+    sampled: int = 0  # rows of the sample that was tokenised; 0: all were, and every figure is exact
+    measured: float = 1.0  # share of the files that is read; below 1 there is more to come
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,13 @@ class DownloadModel:
 
 @dataclass(frozen=True)
 class ScanData:
-    """Measure a dataset with the model's tokenizer -> DataScanned."""
+    """Measure a dataset with the model's tokenizer -> DataScanned.
+
+    After `seconds` (0: never) it gives what it has so far; asked again, it goes on from there.
+    """
 
     config: RunConfig
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ ROLES = {
     "function_call": "assistant", "tool_call": "assistant", "tool_calls": "assistant",
     "tool": "tool", "observation": "tool", "function": "tool", "ipython": "tool", "tool_response": "tool",
 }
-_CALL_ROLES = frozenset({"function_call", "tool_call", "tool_calls"})
+SHARE_GPT, CHAT = "ShareGPT", "chat messages"  # formats whose rows hold a list of turns
+CALL_ROLES = frozenset({"function_call", "tool_call", "tool_calls"})
 _WEIGHTS = ("loss_weight", "weight")
 EXPECTED = ("messages (role, content), conversations (from, value), instruction/input/output, prompt/completion, "
             "question/answer or text")
@@ -88,11 +89,11 @@ def read_conversations(path: Path, report: Report = stop_at) -> Iterator[Convers
         except DataError as error:
             report(error)
             continue
-        yield from _parts(conversation)
+        yield from parts(conversation)
 
 
-def _parts(conversation: Conversation) -> Iterator[Conversation]:
-    """Itself, or a long plain text in parts."""
+def parts(conversation: Conversation) -> Iterator[Conversation]:
+    """The conversation itself, or a long plain text in parts."""
     message = conversation.messages[0]
     if not conversation.is_text or len(message.content) <= TEXT_BLOCK_CHARACTERS:
         yield conversation
@@ -203,7 +204,7 @@ class _Row:
                 raise self._error(f"message {number} must be an object, not {_kind(turn)}",
                                   'For example: {"role": "user", "content": "…"}')
             messages.append(self._message(turn, number, len(messages)))
-        return self._made(name or ("ShareGPT" if share_gpt else "chat messages"), messages, value.get("tools"))
+        return self._made(name or (SHARE_GPT if share_gpt else CHAT), messages, value.get("tools"))
 
     def _message(self, turn: dict[str, Any], number: int, position: int) -> Message:
         name = turn.get("role", turn.get("from"))
@@ -218,7 +219,7 @@ class _Row:
         if calls:
             self._calls[position] = ToolCalls(content, calls)
             content = "\n".join(part for part in (content, _calls_text(calls)) if part)
-        elif name.strip().lower() in _CALL_ROLES and (calls := _calls_in(content)):
+        elif name.strip().lower() in CALL_ROLES and (calls := _calls_in(content)):
             self._calls[position] = ToolCalls("", calls)
         return Message(role, content, trained=self._trained(turn, number, role, content))
 

@@ -100,7 +100,7 @@ def _table_kind(head: bytes) -> Literal["csv", "tsv"] | None:
     return None
 
 
-def _lines(source: Source, file: Path) -> Iterator[tuple[int, bytes, int]]:
+def numbered_lines(source: Source, file: Path) -> Iterator[tuple[int, bytes, int]]:
     r"""(number, line with its \n, bytes read so far); lines end at \n only."""
     number = offset = 0
     while line := source.readline(ROW_LIMIT_BYTES + 1):
@@ -112,18 +112,19 @@ def _lines(source: Source, file: Path) -> Iterator[tuple[int, bytes, int]]:
 
 
 def _json_lines(source: Source, file: Path, head: bytes) -> Iterator[RawRow | DataError]:
-    for number, line, offset in _lines(source, file):
+    for number, line, offset in numbered_lines(source, file):
         raw = line.strip()
         if raw:
-            yield _json_row(file, number, raw, offset)
+            yield json_row(file, number, raw, offset)
 
 
 def _json_array(source: Source, file: Path, head: bytes) -> Iterator[RawRow | DataError]:
     for number, raw, offset in array_elements(source, file):
-        yield _json_row(file, number, raw, offset)
+        yield json_row(file, number, raw, offset)
 
 
-def _json_row(file: Path, line: int, raw: bytes, offset: int) -> RawRow | DataError:
+def json_row(file: Path, line: int, raw: bytes, offset: int) -> RawRow | DataError:
+    """The row in a JSON text, or what is wrong with it."""
     try:
         value = parse_row(raw, file, line)
     except DataError as error:
@@ -140,7 +141,7 @@ def _table(source: Source, file: Path, head: bytes) -> Iterator[RawRow | DataErr
     position = [0]
 
     def lines() -> Iterator[str]:
-        for number, line, offset in _lines(source, file):
+        for number, line, offset in numbered_lines(source, file):
             position[0] = offset
             yield decode(line, file, number).replace("\r\n", "\n")
 
@@ -194,7 +195,7 @@ def _text(source: Source, file: Path, head: bytes) -> Iterator[RawRow]:
 
 def _text_blocks(source: Source, file: Path) -> Iterator[RawRow]:
     line, block, offset = 1, "", 0
-    for number, raw, end in _lines(source, file):
+    for number, raw, end in numbered_lines(source, file):
         text = decode(raw, file, number).replace("\r\n", "\n")
         if block and len(block) + len(text) > TEXT_BLOCK_CHARACTERS:
             yield RawRow(file, line, block, offset, continues=True)

@@ -1,5 +1,7 @@
 """What a dataset holds, and single rows as the model gets them: the jobs behind the Data page and check-data."""
 
+import math
+import time
 from array import array
 from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
@@ -8,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from core.config import DataConfig
+from core.config import DataConfig, RunConfig
 from core.control import Control
 from core.data.formats import Conversation
-from core.data.prepare import nothing_to_learn, read_batches
+from core.data.outline import Outline, RowIndex, outline_files
+from core.data.prepare import STAGE, nothing_to_learn, read_batches
 from core.data.template import RowEncoder, TokenisedRow
 from core.errors import DataError
-from core.events import DataScanned, Event, Note, Result, RowsPrepared, to_plain
+from core.events import DataScanned, Event, Note, Progress, Result, RowsPrepared, to_plain
 from core.jobs import PreviewRows, ScanData
 from core.models.library import resolve
 from core.models.load import load_tokenizer
@@ -24,7 +28,10 @@ from core.records import Message, RowPreview, Token
 
 PROBLEMS_LISTED = 20
 HISTOGRAM_BINS = 40
-PREVIEW_BYTES = 16 * 2**20  # of the files; the rows after them are not shown
+EXACT_BYTES = 8 * 2**20  # of files; of more, a sample is tokenised
+SAMPLE_BATCH = 64  # rows of it tokenised at once
+PREVIEW_BYTES = 16 * 2**20  # of the files; the rows after them are not searched, nor shown until a scan has found them
+FIRST_BYTES = 2**20  # of larger files, enough to begin with
 
 Warm = dict[str, Any]  # what the engine keeps between jobs
 
@@ -34,33 +41,95 @@ def scan_dataset(job: ScanData, control: Control, warm: Warm | None = None) -> I
 
     What is wrong with the files or their rows does not end the scan: it stands in
     `DataScanned.problems`, one sentence each, with file and line. A run would refuse each of them.
+    Of more than EXACT_BYTES all rows are read and checked, but a sample is tokenised.
+
+    After `job.seconds` the scan ends with what it has so far (`DataScanned.measured` is below 1);
+    the same job, asked again of the same `warm`, goes on from there.
 
     Raises:
         ModelError: no such model, or one without a usable tokenizer.
         DataError: the model's chat template can not be used.
     """
-    tokenizer = _warm_tokenizer(job.config.model.path, {} if warm is None else warm)
-    scanned = yield from scan_rows(job.config.data, tokenizer, control)
+    warm = {} if warm is None else warm
+    data, end = job.config.data, time.monotonic() + (job.seconds or math.inf)
+    tokenizer = _warm_tokenizer(job.config.model.path, warm)
+    key = _data_key(job.config)
+    kept, warm["data.scan"] = warm.get("data.scan"), None  # not to be gone on with if this raises
+    scan = kept[1] if kept and kept[0] == key else _Scan(data, tokenizer)
+    for progress in scan.steps:
+        yield progress
+        control.check()
+        if time.monotonic() >= end:
+            warm["data.scan"] = (key, scan)
+            break
+    else:
+        scan.measured = 1.0
+        warm["data.index"] = (_signatures(data.train), scan.offsets)
+    scanned = scan.scanned()
     yield scanned
     values = to_plain(scanned)
     del values["event"]
     yield Result(values)
 
 
-def scan_rows(data: DataConfig, tokenizer: PreTrainedTokenizerBase,
-              control: Control) -> Generator[Event, None, DataScanned]:
-    """The measuring part of `scan_dataset`, for a tokenizer that is loaded already."""
-    encoder = RowEncoder(tokenizer, data.train_on, data.max_length)
-    found = _Findings()
-    try:
-        for conversations, progress in read_batches(data, control, found.report):
+class _Scan:
+    """A scan that can be left and gone on with: take `steps` to their end."""
+
+    def __init__(self, data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.measured = 0.0
+        self._data = data
+        self._encoder = RowEncoder(tokenizer, data.train_on, data.max_length)
+        self._found = _Findings()
+        sizes = [file.stat().st_size for file in map(Path, data.train) if file.is_file()]
+        self._bytes = sum(sizes)
+        self._outline = Outline() if self._bytes > EXACT_BYTES else None
+        self.steps = self._tolerant(self._all() if self._outline is None else self._part(self._outline))
+
+    @property
+    def offsets(self) -> list[tuple[Path, NDArray[np.int64]]] | None:
+        """Where the rows of each file begin, once all are read; None where that is not enough to find a row."""
+        if self._outline is None or self._outline.has_texts:
+            return None
+        offsets = [(Path(name), self._outline.offsets.get(Path(name))) for name in self._data.train]
+        return [(file, begins) for file, begins in offsets if begins is not None] \
+            if all(begins is not None for _, begins in offsets) else None
+
+    def scanned(self) -> DataScanned:
+        """What is known so far."""
+        return self._found.scanned(self._data, self._outline, self.measured)
+
+    def _tolerant(self, steps: Iterator[Progress]) -> Iterator[Progress]:
+        try:
+            for progress in steps:
+                self.measured = min(progress.done / max(progress.total, 1), 0.999)
+                yield progress
+        except DataError as error:
+            self._found.report(error)
+
+    def _all(self) -> Iterator[Progress]:
+        """Tokenise every row."""
+        for conversations, progress in read_batches(self._data, Control(), self._found.report):
+            self._found.formats.update(dict.fromkeys(conversation.format for conversation in conversations))
+            for item in self._encoder.encode(conversations, report=self._found.report):
+                self._found.add(item)
             yield progress
-            found.formats.update(dict.fromkeys(conversation.format for conversation in conversations))
-            for item in encoder.encode(conversations, report=found.report):
-                found.add(item)
-    except DataError as error:
-        found.report(error)
-    return found.scanned(data)
+
+    def _part(self, outline: Outline) -> Iterator[Progress]:
+        """Read every row, then tokenise the sample."""
+        self._found.formats = outline.formats
+        for read in outline_files(self._data.train, outline, self._found.report):
+            yield Progress(STAGE, read, self._bytes, "bytes")
+        special = {(kept.file, kept.line): kept for kept in outline.special}
+        for kept in outline.spread:
+            special.pop((kept.file, kept.line), None)
+        for rows, counts in ((outline.spread, True), (list(special.values()), False)):
+            for first in range(0, len(rows), SAMPLE_BATCH):
+                chosen = rows[first:first + SAMPLE_BATCH]
+                for item in self._encoder.encode([part for kept in chosen for part in kept.conversations()],
+                                                 report=self._found.report):
+                    self._found.add(item, counts=counts)
+                self._found.sampled += len(chosen) if counts else 0
+                yield Progress(STAGE, self._bytes, self._bytes, "bytes")
 
 
 class _Findings:
@@ -70,8 +139,10 @@ class _Findings:
         self.formats: dict[str, None] = {}  # in the order in which they were met
         self._lengths = array("I")
         self._tokens = self._supervised = self._cut = self._without = self._cut_to_nothing = 0
+        self._longest = 0
         self._problems: list[str] = []
         self._more = 0
+        self.sampled = 0  # of the rows that an outline kept, those that were tokenised
 
     def report(self, error: DataError) -> None:
         """Note a row or file that can not be used."""
@@ -80,9 +151,12 @@ class _Findings:
         else:
             self._more += 1
 
-    def add(self, item: TokenisedRow) -> None:
-        """Count a row."""
+    def add(self, item: TokenisedRow, *, counts: bool = True) -> None:
+        """Count a row; one that does not count only tells how long rows can be."""
         row = item.row
+        self._longest = max(self._longest, row.length)
+        if not counts:
+            return
         supervised = int(row.supervised.sum())
         self._lengths.append(row.length)
         self._tokens += len(row)
@@ -91,21 +165,26 @@ class _Findings:
         self._without += supervised == 0
         self._cut_to_nothing += row.cut and supervised == 0
 
-    def scanned(self, data: DataConfig) -> DataScanned:
-        """The event."""
+    def scanned(self, data: DataConfig, outline: Outline | None, measured: float) -> DataScanned:
+        """The event. With an outline, its sample stands for all rows that were read."""
         lengths = np.frombuffer(self._lengths, np.uint32) if self._lengths else np.zeros(0, np.uint32)
-        longest = int(lengths.max(initial=0))
-        counts = np.histogram(lengths, bins=HISTOGRAM_BINS, range=(0, max(longest, 1)))[0]
+        counts = np.histogram(lengths, bins=HISTOGRAM_BINS, range=(0, max(self._longest, 1)))[0]
         problems = list(self._problems)
         if self._more:
             problems.append(f"{self._more} more rows can not be used.")
         if len(lengths) and not self._supervised:
             error = nothing_to_learn(data, self._without, self._cut_to_nothing)
             problems.append(f"{error.message} {error.hint}")
+        scale = outline.rows / max(self.sampled, 1) if outline is not None else 1
+        rows = len(lengths) if outline is None else outline.rows
+        if outline is not None and outline.has_texts and self.sampled:
+            rows = round(scale * len(lengths))  # a text may become several
         return DataScanned(
-            files=data.train, format=", ".join(self.formats), rows=len(lengths), tokens=self._tokens,
-            supervised_tokens=self._supervised, rows_cut=self._cut, rows_without_supervision=self._without,
-            longest=longest, length_counts=tuple(int(count) for count in counts), problems=tuple(problems))
+            files=data.train, format=", ".join(self.formats), rows=rows, tokens=round(scale * self._tokens),
+            supervised_tokens=round(scale * self._supervised), rows_cut=round(scale * self._cut),
+            rows_without_supervision=round(scale * self._without), longest=self._longest,
+            length_counts=tuple(round(scale * int(count)) for count in counts), problems=tuple(problems),
+            sampled=len(lengths) if outline is not None else 0, measured=measured)
 
 
 def preview_rows(job: PreviewRows, control: Control, warm: Warm | None = None) -> Iterator[Event]:
@@ -120,13 +199,22 @@ def preview_rows(job: PreviewRows, control: Control, warm: Warm | None = None) -
     warm = {} if warm is None else warm
     data = job.config.data
     tokenizer = _warm_tokenizer(job.config.model.path, warm)
-    key = (_signatures(data.train), _signature(resolve(job.config.model.path)), data.max_length, data.train_on)
-    if warm.get("data.rows", (None,))[0] != key:
-        table = yield from _read_table(data, tokenizer, control)
+    key = _data_key(job.config)
+    whole = bool(job.search.strip()) or sum(max(size, 0) for _, size, _ in key[0]) <= PREVIEW_BYTES
+    limit = PREVIEW_BYTES if whole else min(FIRST_BYTES, PREVIEW_BYTES)
+    if warm.get("data.rows", (None,))[0] != key or warm["data.rows"][1].limit < limit:
+        table = yield from _read_table(_Table(tokenizer, data, limit), data, control)
         warm["data.rows"] = (key, table)
     table: _Table = warm["data.rows"][1]
+    signatures, offsets = warm.get("data.index") or (None, None)
+    if table.shortened and not job.search.strip() and offsets and signatures == key[0]:
+        rows = RowIndex(offsets)
+        numbers = range(len(rows))[max(0, job.first):max(0, job.first) + max(0, job.count)]
+        yield RowsPrepared(len(rows), tuple(table.preview_of(number, rows.conversation(number)) for number in numbers))
+        yield Result({"total_rows": len(rows)})
+        return
     if table.shortened:
-        yield Note(f"The preview shows the rows in the first {PREVIEW_BYTES // 2**20} MB.")
+        yield Note(f"The preview shows the rows in the first {table.limit // 2**20} MB.")
     numbers = table.matching(job.search)
     chosen = numbers[max(0, job.first):max(0, job.first) + max(0, job.count)]
     yield RowsPrepared(len(numbers), tuple(table.preview(number) for number in chosen))
@@ -136,7 +224,8 @@ def preview_rows(job: PreviewRows, control: Control, warm: Warm | None = None) -
 class _Table:
     """The conversations of the files; a long text stands for several rows, its pieces."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, data: DataConfig, limit: int) -> None:
+        self.limit = limit  # bytes of the files to read
         self.shortened = False
         self._encoder = RowEncoder(tokenizer, data.train_on, data.max_length)
         self._train_on = data.train_on
@@ -174,13 +263,16 @@ class _Table:
         return numbers
 
     def preview(self, number: int) -> RowPreview:
-        """One row for showing. A row that the chat template refuses has no tokens."""
+        """One row for showing."""
         position = bisect_right(self._first_rows, number) - 1
-        conversation = self._conversations[position]
+        return self.preview_of(number, self._conversations[position], number - self._first_rows[position])
+
+    def preview_of(self, number: int, conversation: Conversation, piece: int = 0) -> RowPreview:
+        """A row, of a text one piece, for showing. A row that the chat template refuses has no tokens."""
         items = self._encoder.encode([conversation], report=lambda error: None)
         if not items:
             return RowPreview(number, conversation.messages, (), cut=False)
-        item = items[number - self._first_rows[position]]
+        item = items[piece]
         messages = conversation.messages
         if conversation.is_text:
             messages = (Message("text", _text_of(item), trained=True),)
@@ -205,13 +297,11 @@ def _text_of(item: TokenisedRow) -> str:
     return item.text[item.offsets[0, 0]:item.offsets[-1, 1]]
 
 
-def _read_table(data: DataConfig, tokenizer: PreTrainedTokenizerBase,
-                control: Control) -> Generator[Event, None, _Table]:
-    table = _Table(tokenizer, data)
+def _read_table(table: _Table, data: DataConfig, control: Control) -> Generator[Event, None, _Table]:
     for conversations, progress in read_batches(data, control, report=lambda error: None):
         yield progress
         table.add(conversations)
-        if progress.done > PREVIEW_BYTES and progress.done < progress.total:
+        if progress.done > table.limit and progress.done < progress.total:
             table.shortened = True
             break
     return table
@@ -223,6 +313,12 @@ def _warm_tokenizer(model: str, warm: Warm) -> PreTrainedTokenizerBase:
     if warm.get("data.tokenizer", (None,))[0] != key:
         warm["data.tokenizer"] = (key, load_tokenizer(path))
     return warm["data.tokenizer"][1]
+
+
+def _data_key(config: RunConfig) -> tuple[Any, ...]:
+    """Changes when a scan would give something else; first what tells of the files."""
+    data = config.data
+    return _signatures(data.train), _signature(resolve(config.model.path)), data.max_length, data.train_on
 
 
 def _signatures(files: Sequence[str]) -> tuple[Any, ...]:
