@@ -99,7 +99,8 @@ def answer_rows(config: RunConfig, adapter: Path | None, rows: Sequence[HeldOutR
     prompts = [render_prompt([Message(*message) for message in row.messages], tokenizer) for row in rows]
     longest = max(len(tokenizer(row.expected)["input_ids"]) for row in rows)
     answers = [""] * len(rows)
-    stream = answer_batch(model, prompts, stop_tokens(model, tokenizer, end_of_turn(tokenizer)),
+    listed = getattr(model.generation_config, "eos_token_id", None)
+    stream = answer_batch(model, prompts, stop_tokens(listed, tokenizer, end_of_turn(tokenizer)),
                           longest + _TOKENS_OVER, control)
     for done, (index, tokens) in enumerate(stream, 1):
         text = tokenizer.decode(tokens, skip_special_tokens=True)

@@ -50,7 +50,7 @@ def packed_segments(
         q, k, v = query[:, :, part], key[:, :, part], value[:, :, part]
         if prefix:
             k, v = torch.cat([prefix[0], k], dim=2), torch.cat([prefix[1], v], dim=2)
-        outputs.append(_attend(q, k, v, scaling, sliding_window, softcap))
+        outputs.append(attend(q, k, v, scaling, sliding_window, softcap))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
 
 
@@ -64,9 +64,11 @@ def _prefix_of(module: nn.Module, states: Sequence[tuple[Tensor, Tensor]] | None
     return states[layer]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None,
-            softcap: float | None) -> Tensor:
-    """q is of the last tokens, k and v of all: those before are seen by every one of q within the window."""
+def attend(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None,
+           softcap: float | None) -> Tensor:
+    """Causal attention of one row. q is of the last tokens, k and v of all: those before are seen by every one of q
+    within the window.
+    """
     length, total = q.shape[2], k.shape[2]
     if softcap is None and length == total and (window is None or length <= window):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
@@ -83,7 +85,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int 
     return weights.to(v.dtype) @ v
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
+def no_mask(*args: Any, **kwargs: Any) -> None:
     """The segments say who sees whom, so transformers need not build a mask."""
 
 
@@ -91,7 +93,7 @@ def _no_mask(*args: Any, **kwargs: Any) -> None:
 def segmented_attention(model: PreTrainedModel) -> Iterator[None]:
     """Inside, `model` takes packed rows; call it with `boundaries=` and without an attention mask."""
     AttentionInterface.register(NAME, packed_segments)
-    AttentionMaskInterface.register(NAME, _no_mask)
+    AttentionMaskInterface.register(NAME, no_mask)
     before = model.config._attn_implementation
     assert before is not None  # load_model chooses one
     model.set_attn_implementation(NAME)

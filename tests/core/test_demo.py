@@ -146,7 +146,7 @@ def test_the_peak_of_memory_never_falls() -> None:
     assert peak_rss_bytes() >= before
 
 
-def test_answers_come_in_small_batches_on_the_cpu(tiny_model: Path) -> None:
+def test_a_stop_is_asked_for_at_every_token(tiny_model: Path) -> None:
     class Counting(Control):
         checks = 0
 
@@ -159,5 +159,5 @@ def test_answers_come_in_small_batches_on_the_cpu(tiny_model: Path) -> None:
     prompts = [[5, 6, 7]] * (CPU_ROWS + 1)
     stream = answer_batch(model, prompts, frozenset(), 3, control)
     assert next(stream)[0] == 0
-    assert control.checks == 3  # one for each token of the first batch: the second has not begun
+    assert control.checks == 3  # one for each token of the first rows: the last one has no place yet
     assert len(list(stream)) == CPU_ROWS and control.checks == 6
