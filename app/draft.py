@@ -16,6 +16,8 @@ from core.events import DataScanned, Failed, ModelInspected, Progress, Result
 from core.jobs import InspectModel, PrepareStarter, ScanData
 from core.records import ModelCard
 
+SLICE_SECONDS = 0.5  # of a scan, after which other short jobs have their turn
+
 
 class Draft(QObject):
     """Holds one RunConfig and keeps its model card, data scan and problems up to date.
@@ -27,6 +29,8 @@ class Draft(QObject):
         config_changed(RunConfig): after every change.
         card_changed(ModelCard | None): None while the model is not known.
         scan_changed(DataScanned | None): None while the data is not measured.
+        measuring(): the data is being measured from now on.
+        part_scanned(DataScanned): what is known of the data while it is measured.
         problems_changed(tuple[Problem, ...]): everything that keeps the run from starting.
         checking_changed(bool): True while the model or the data is being looked at.
         model_progress(Progress | None): the starter model is being prepared.
@@ -35,6 +39,8 @@ class Draft(QObject):
     config_changed = Signal(object)
     card_changed = Signal(object)
     scan_changed = Signal(object)
+    measuring = Signal()
+    part_scanned = Signal(object)
     problems_changed = Signal(object)
     checking_changed = Signal(bool)
     name_changed = Signal(str)
@@ -252,13 +258,23 @@ class Draft(QObject):
         self._set_scan(None)
         self._scanning = self._card is not None and bool(self._config.data.train)
         if self._scanning:
-            (self._operations.work(ScanData(self._config), latest="scan")
-             .on(DataScanned, partial(self._data_scanned, key=key))
+            self._measure_on(key)
+            self.measuring.emit()
+
+    def _measure_on(self, key: tuple[object, ...]) -> None:
+        """One slice of the scan; between two of them the engine shows rows or answers in the chat."""
+        if self._scanning and key == self._data_key():
+            operation = self._operations.work(ScanData(self._config, SLICE_SECONDS), latest="scan")
+            operation.finished.connect(lambda _result: self._measure_on(key))
+            (operation.on(DataScanned, partial(self._data_scanned, key=key))
              .on(Failed, partial(self._data_failed, key=key)).start())
 
     def _data_scanned(self, event: DataScanned, key: tuple[object, ...]) -> None:
         if key != self._data_key():
             return  # other data or limits were chosen meanwhile
+        if event.measured < 1:
+            self.part_scanned.emit(event)
+            return
         self._scanning = False
         self._set_scan(event)
         self._update_problems()

@@ -94,6 +94,10 @@ class RowBrowser(Card):
         self.number.blockSignals(blocked)
         self._ask()
 
+    def refresh(self) -> None:
+        """Ask for the same row again; there may be more of them now."""
+        self._ask()
+
     def show_words(self, text: str) -> None:
         """Instead of a row, say something."""
         self._total = 0

@@ -53,6 +53,8 @@ class DataPage(QWidget):
         self._stack.addWidget(self._build_full())
         draft.config_changed.connect(self._config_changed)
         draft.scan_changed.connect(self._scan_changed)
+        draft.measuring.connect(self.browser.reload)
+        draft.part_scanned.connect(lambda part: self._fill_pills(part_pills(part)))
         draft.problems_changed.connect(lambda _problems: self._show_problems())
         draft.card_changed.connect(lambda _card: self._show_problems())
         draft.checking_changed.connect(lambda _checking: self._show_waiting())
@@ -139,7 +141,7 @@ class DataPage(QWidget):
         self.histogram.show_scan(scan, self._draft.config.data.max_length)
         self._show_pills(scan)
         if scan is not None:
-            self.browser.reload()
+            self.browser.refresh()
         else:
             self._show_waiting()
 
@@ -153,12 +155,15 @@ class DataPage(QWidget):
                                         "The rows are shown as soon as a model is chosen.")
 
     def _show_pills(self, scan: DataScanned | None) -> None:
-        clear_layout(self.pills)
         if scan is None:
-            self.pills.addWidget(Pill("not measured yet" if not self._draft.checking else "measuring…"))
+            self._fill_pills([Pill("not measured yet" if not self._draft.checking else "measuring…")])
         else:
-            for pill in scan_pills(scan):
-                self.pills.addWidget(pill)
+            self._fill_pills(scan_pills(scan))
+
+    def _fill_pills(self, pills: list[Pill]) -> None:
+        clear_layout(self.pills)
+        for pill in pills:
+            self.pills.addWidget(pill)
         self.pills.addStretch(1)
 
     def _show_problems(self) -> None:
@@ -203,21 +208,29 @@ class _FileChip(Card):
         self.body.addLayout(row(name, cross))
 
 
+def part_pills(part: DataScanned) -> list[Pill]:
+    """What is known while the data is still being measured."""
+    pills = [Pill(f"{part.format} · {words.plural(part.rows, 'row')} so far")] if part.format else []
+    return [*pills, Pill(f"measuring… {words.percent(part.measured)}")]
+
+
 def scan_pills(scan: DataScanned) -> list[Pill]:
     """What was found, as small signs: the format first, then one for each check."""
-    found = " · ".join([scan.format, words.plural(scan.rows, "row"), f"{words.count(scan.tokens)} tokens",
-                        f"{words.count(scan.supervised_tokens)} trained"])
-    pills = [Pill(found, "neutral")]
+    about, of = ("about ", "row of the sample") if scan.sampled else ("", "row")
+    found = " · ".join([scan.format, words.plural(scan.rows, "row"), f"{about}{words.count(scan.tokens)} tokens",
+                        f"{about}{words.count(scan.supervised_tokens)} trained"])
+    pills = [Pill(found, "neutral", f"All rows were read. The tokens are estimated from {scan.sampled:,} rows "
+                  "spread over the whole data." if scan.sampled else "")]
     if scan.rows_cut:
-        pills.append(Pill(f"{words.plural(scan.rows_cut, 'row')} cut off", "warning",
+        pills.append(Pill(f"{about}{words.plural(scan.rows_cut, 'row')} cut off", "warning",
                           "These rows are longer than the maximum length; their end is not learned."))
     else:
-        pills.append(Pill("no row cut off", "good"))
+        pills.append(Pill(f"no {of} cut off", "good"))
     if scan.rows_without_supervision:
-        pills.append(Pill(f"{words.plural(scan.rows_without_supervision, 'row')} without an answer", "warning",
+        pills.append(Pill(f"{about}{words.plural(scan.rows_without_supervision, 'row')} without an answer", "warning",
                           "Nothing of these rows would be trained; they are left out."))
     else:
-        pills.append(Pill("every row has an answer", "good"))
+        pills.append(Pill(f"every {of} has an answer", "good"))
     if scan.problems:
         more = len(scan.problems) - _PROBLEMS_SHOWN
         lines = [*scan.problems[:_PROBLEMS_SHOWN], *([f"and {more} more"] if more > 0 else [])]

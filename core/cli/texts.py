@@ -167,14 +167,17 @@ def estimate(values: Mapping[str, Any]) -> str:
 
 def check_data(values: Mapping[str, Any]) -> str:
     """What a dataset holds and what is wrong with it."""
+    about = "about " if values["sampled"] else ""
     rows = [
         ("format", values["format"]),
         ("rows", f"{values['rows']:,}"),
-        ("tokens", f"{values['tokens']:,}, of them {values['supervised_tokens']:,} are learned from"),
+        ("tokens", f"{about}{values['tokens']:,}, of them {values['supervised_tokens']:,} are learned from"),
         ("longest row", words.plural(values["longest"], "token")),
-        ("rows cut at the limit", f"{values['rows_cut']:,}"),
-        ("rows that teach nothing", f"{values['rows_without_supervision']:,}"),
+        ("rows cut at the limit", f"{about}{values['rows_cut']:,}"),
+        ("rows that teach nothing", f"{about}{values['rows_without_supervision']:,}"),
     ]
+    if about:
+        rows.append(("tokenised", f"{values['sampled']:,} rows, spread over all of the data"))
     problems = [f"Problem: {problem}" for problem in values["problems"]]
     return "\n".join(problems if problems and not values["rows"] else [table(rows), *problems])
 

@@ -21,7 +21,7 @@ from core.errors import DataError
 from core.files import partial_file
 
 ROW = np.dtype([("start", "<i8"), ("tokens", "<i4"), ("length", "<i4"), ("index", "<i8"), ("cut", "?")])
-DIGEST = np.dtype(("<u8", (2,)))
+_DIGEST_BYTES = 16
 _TOKENS, _ROWS, _DIGESTS = "tokens.bin", "rows.bin", "digests.bin"
 
 
@@ -55,17 +55,17 @@ class RowWriter:
 
 def digest_of(row: EncodedRow) -> bytes:
     """16 bytes that are the same for rows with the same ids."""
-    return hashlib.blake2b(row.input_ids.tobytes(), digest_size=DIGEST.itemsize).digest()
+    return hashlib.blake2b(row.input_ids.tobytes(), digest_size=_DIGEST_BYTES).digest()
 
 
 def digests_of(rows: Sequence[EncodedRow]) -> NDArray[np.uint64]:
     """(n, 2): what `read_digests` gives, for rows in memory."""
-    return np.frombuffer(b"".join(map(digest_of, rows)), DIGEST)
+    return np.frombuffer(b"".join(map(digest_of, rows)), np.uint64).reshape(-1, 2)
 
 
 def read_digests(folder: Path) -> NDArray[np.uint64]:
     """(n, 2): the digests of all rows in the files of `folder`, in their order."""
-    return np.fromfile(folder / _DIGESTS, DIGEST)
+    return np.fromfile(folder / _DIGESTS, np.uint64).reshape(-1, 2)
 
 
 def is_whole(folder: Path, rows: int) -> bool:
@@ -74,7 +74,7 @@ def is_whole(folder: Path, rows: int) -> bool:
         records, digests, tokens = ((folder / name).stat().st_size for name in (_ROWS, _DIGESTS, _TOKENS))
     except OSError:
         return False
-    if rows < 1 or records != rows * ROW.itemsize or digests != rows * DIGEST.itemsize:
+    if rows < 1 or records != rows * ROW.itemsize or digests != rows * _DIGEST_BYTES:
         return False
     last: Any = np.fromfile(folder / _ROWS, ROW, 1, offset=records - ROW.itemsize)[0]
     return tokens == int(last["start"]) + _bytes_of(int(last["tokens"]))

@@ -132,3 +132,22 @@ def test_an_answer_about_a_model_that_was_left_is_not_shown(
     gate.set()
     qtbot.waitUntil(lambda: not operations.busy)
     assert draft.card is None
+
+
+def test_large_data_is_measured_in_slices(
+        operations: Operations, engines: tuple[FakeClient, FakeClient], data_file: Path, qtbot: QtBot) -> None:
+    draft, parts, begun = make_draft(operations), [], []
+
+    def sliced(job: jobs.ScanData, control: Control) -> Iterator[events.Event]:
+        done = engines[1].kinds().count("ScanData")
+        assert job.seconds > 0
+        yield make_scan(measured=min(1.0, done / 3), rows=done)
+
+    engines[1].answers[jobs.ScanData] = sliced
+    draft.part_scanned.connect(parts.append)
+    draft.measuring.connect(lambda: begun.append(operations.work(jobs.PreviewRows(draft.config)).start()))
+    draft.set_values({"model.path": "m", "data.train": (str(data_file),)})
+    qtbot.waitUntil(lambda: draft.ready)
+    assert [part.rows for part in parts] == [1, 2] and draft.scan is not None and draft.scan.rows == 3
+    assert engines[1].kinds() == ["InspectModel", "ScanData", "PreviewRows", "ScanData", "ScanData"]
+    assert len(begun) == 1
