@@ -38,6 +38,8 @@ def choose_frozen(setup: Setup, folder: Path) -> Generator[Event, None, tuple[Se
         return setup, None
     asked = training.frozen_cache == "on"
     part, reason = find_frozen_part(setup.model)
+    if part is not None and setup.ranks.several:  # in another epoch a row is most often with another one
+        part, reason = None, "several processes share the rows"
     if part is not None and _epochs(setup) <= 1:
         part, reason = None, "no row is seen twice"
     if part is None:
@@ -99,8 +101,7 @@ def _cache(part: FrozenPart, setup: Setup, folder: Path) -> FrozenCache:
 
     def batches_of(step: int) -> list[Batch]:
         chosen = [setup.train[index] for index in step_rows(step, rows, per_step, training.seed)]
-        return [batch for first in range(0, len(chosen), training.batch_size)
-                for batch in setup.batches(chosen[first:first + training.batch_size])]
+        return setup.ranks.batches(chosen, training.batch_size, setup.batches)
 
     # room for the checkpoint that is written beside the older ones
     store = RowStore(folder, count, _RESERVE_BYTES + 4 * setup.adapter_bytes)

@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from core.lora.method import Material, train_mode
 from core.models.load import load_model, load_tokenizer
 from core.runs.folder import RunFolder
 from core.training.frozen_cache import RowStore
-from core.training.frozen_choice import pays
+from core.training.frozen_choice import choose_frozen, pays
 from core.training.frozen_part import FrozenPart, find_frozen_part
 from core.training.loop import resume, train
 from core.training.loss import chunked_loss, direct_loss
@@ -239,6 +240,17 @@ def test_without_anything_to_choose_the_choice_stays(adapter: dict, choice: str,
     assert told in _notes(events)
     assert ("frozen" in _notes(events)) == bool(told)
     assert RunFolder(tmp_path / "run").config().training.frozen_cache == choice
+
+
+def test_several_processes_do_without(tiny_model: Path, tmp_path: Path) -> None:
+    config = parse_config({"training": {"frozen_cache": "on"}})
+    model = _installed(tiny_model, adapter=UPPER)
+    setup = SimpleNamespace(config=config, model=model, ranks=SimpleNamespace(several=True))
+    stream = choose_frozen(setup, tmp_path)
+    assert next(stream).message == "The frozen-layer cache is not used, as several processes share the rows."
+    with pytest.raises(StopIteration) as end:
+        next(stream)
+    assert end.value.value == (setup, None)
 
 
 def test_a_model_that_is_put_together_in_another_way_is_computed_anew(
