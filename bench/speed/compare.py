@@ -40,6 +40,9 @@ def figures_of(case: Case, turns: list[Turn]) -> tuple[Figure, ...]:
     return (
         Figure("tokens/s against peft + Trainer, ordinary recipe", ratios(ours, ordinary), 2.6, note=case.title),
         Figure("tokens/s against peft + Trainer at its best", ratios(ours, best), 1.8),
+        *(Figure(f"the same by processor time, {recipe}", ratios(values(turns, "ours", "tokens_per_cpu_second"),
+                                                                 values(turns, recipe, "tokens_per_cpu_second")))
+          for recipe in RECIPES),
         Figure("tokens/s, ours", ours, form="{:.0f}"),
         Figure("share of the roofline", shares, 0.75, form="{:.0%}"),
         Figure("peak memory against peft + Trainer", ratios(memory, peers), 0.20, "most"),

@@ -22,6 +22,23 @@ def matrix_speed() -> float:
     return best
 
 
+class StepClock:
+    """Seconds, and processor seconds of all threads, from the end of one step to the end of the next."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """The first step begins."""
+        self._before = time.perf_counter(), time.process_time()
+
+    def lap(self) -> dict[str, float]:
+        """A step is done."""
+        (seconds, busy), now = self._before, (time.perf_counter(), time.process_time())
+        self._before = now
+        return {"seconds": now[0] - seconds, "cpu_seconds": now[1] - busy}
+
+
 def describe() -> dict[str, Any]:
     """Device, threads and versions."""
     import peft

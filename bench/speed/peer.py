@@ -8,7 +8,6 @@
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from bench.speed.machine import matrix_speed
+from bench.speed.machine import StepClock, matrix_speed
 from bench.speed.ours import rows_in_steps, rows_of, speed_of
 from core.config import LowRankConfig, RunConfig, parse_config
 from core.data.template import EncodedRow
@@ -68,8 +67,8 @@ def train_once(config: dict[str, Any], recipe: str, warm: int = 0, start: str = 
         trainer.train()
     peak = peak_rss_bytes()
     gflops.append(matrix_speed())
-    told = [{"loss": loss, "tokens": sum(map(len, batch)), "seconds": seconds}
-            for loss, batch, seconds in zip(trainer.losses, batches, clock.seconds, strict=True)]
+    told = [{"loss": loss, "tokens": sum(map(len, batch)), **lap}
+            for loss, batch, lap in zip(trainer.losses, batches, clock.laps, strict=True)]
     return {"steps": told, "peak_rss_bytes": peak, "matrix_gflops": max(gflops), **speed_of(told[warm:])}
 
 
@@ -136,18 +135,16 @@ class LossKeeper(Trainer):
 
 
 class Clock(TrainerCallback):
-    """Seconds from the end of one step to the end of the next."""
+    """Times every step of the Trainer."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._before = 0.0
+        self.laps: list[dict[str, float]] = []
+        self._clock = StepClock()
 
     def on_train_begin(self, *given: Any, **named: Any) -> None:
         """The first step begins."""
-        self._before = time.perf_counter()
+        self._clock.restart()
 
     def on_step_end(self, *given: Any, **named: Any) -> None:
         """A step with its change of the weights is done."""
-        now = time.perf_counter()
-        self.seconds.append(now - self._before)
-        self._before = now
+        self.laps.append(self._clock.lap())
