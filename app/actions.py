@@ -87,6 +87,14 @@ class Actions(Protocol):
         """Open the export wizard for an adapter that no run made."""
         ...
 
+    def use_all_gpus(self, all_of_them: bool) -> None:
+        """Train on every GPU of this machine, or on one."""
+        ...
+
+    def run_elsewhere(self) -> None:
+        """Show how the run is trained on other machines."""
+        ...
+
     def show_command(self) -> None:
         """Show the equivalent command line and run file."""
         ...

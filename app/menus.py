@@ -54,6 +54,13 @@ class Menus:
         self.pause = _add(menu, "&Pause or go on", self._actions.pause_or_go_on, "Ctrl+Shift+P")
         self.checkpoint = _add(menu, "Save a &checkpoint", session.checkpoint, "Ctrl+Shift+S")
         self.stop = _add(menu, "S&top", session.stop, "Ctrl+.")
+        menu.addSeparator()
+        self.all_gpus = QAction("Use &all GPUs of this machine", menu)
+        self.all_gpus.setCheckable(True)
+        self.all_gpus.setVisible(False)  # until an engine has found more than one
+        self.all_gpus.triggered.connect(self._actions.use_all_gpus)
+        menu.addAction(self.all_gpus)
+        _add(menu, "Run &elsewhere…", self._actions.run_elsewhere)
 
     def _build_view(self) -> None:
         actions, menu = self._actions, self._bar.addMenu("&View")
@@ -81,6 +88,12 @@ class Menus:
             _add(self.recent, path.replace("&", "&&"), lambda path=path: self._actions.open_recent(path))
         if self.recent.isEmpty():
             self.recent.addAction("Nothing yet").setEnabled(False)
+
+    def show_gpus(self, gpus: int, device: str) -> None:
+        """Offer to train on all GPUs where there are several; checked where the run's device is all of them."""
+        self.all_gpus.setVisible(gpus > 1)
+        self.all_gpus.setText(f"Use &all {gpus} GPUs of this machine")
+        self.all_gpus.setChecked(device == "all")
 
     def show_session(self, active: bool, ready: bool) -> None:
         """Enable what fits: a run goes on, or one could be started."""

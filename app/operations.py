@@ -31,6 +31,11 @@ class Client(Protocol):
         """starting, idle, busy, crashed or closed."""
         ...
 
+    @property
+    def gpus(self) -> int:
+        """How many GPUs of this machine can train one run together, as far as is known."""
+        ...
+
     def start(self) -> None:
         """Start the engine process without waiting for it."""
         ...

@@ -13,6 +13,7 @@ from app import late_pages, theme
 from app.about_dialog import AboutDialog
 from app.bars import StatusLine, TopBar
 from app.close_dialog import ask_how_to_close
+from app.cluster_dialog import ClusterDialog
 from app.command_dialog import CommandDialog
 from app.draft import Draft, suggested_name
 from app.errors import ErrorDialog
@@ -333,6 +334,15 @@ class MainWindow(QMainWindow):
     def show_command(self) -> None:
         """Show the equivalent command line and run file."""
         self._open(CommandDialog(self.draft.config, self.draft.name or suggested_name(self.draft.config), self))
+
+    def use_all_gpus(self, all_of_them: bool) -> None:
+        """Train on every GPU of this machine, or on one."""
+        self.draft.set_value("training.device", "all" if all_of_them else "auto")
+
+    def run_elsewhere(self) -> None:
+        """Show how the run is trained on other machines."""
+        name = self.draft.name or suggested_name(self.draft.config)
+        self._open(ClusterDialog(self.draft.config, name, self))
 
     @Slot(object)
     def show_failure(self, failed: Failed, resume: Path | None = None) -> None:

@@ -14,7 +14,7 @@ from core.errors import CoreError
 from core.paths import RESOURCES, models_root
 
 RUN_FILE, TASK_FILE, JOB_FILE = "run.toml", "task.yaml", "job.sbatch"
-GPU_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
+_GPU_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 _TEMPLATES = RESOURCES / "cluster"
 
 
@@ -36,9 +36,11 @@ def write_cluster_files(config: RunConfig, name: str, machines: Machines, out: P
     """Write run.toml, task.yaml and job.sbatch into the folder `out`, which is made; returns their paths.
 
     Raises:
-        CoreError: one of them is there already.
+        CoreError: one of them is there already, or the kind of GPU is no name.
         OSError: the folder can not be written.
     """
+    if not _GPU_NAME.fullmatch(machines.gpu):
+        raise CoreError(f"{machines.gpu!r} is not the name of a GPU.", "For example: A100 or H100.")
     out = out.expanduser().absolute()
     paths = [out / file for file in (RUN_FILE, TASK_FILE, JOB_FILE)]
     for path in paths:

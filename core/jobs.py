@@ -196,6 +196,11 @@ def to_json(job: Job) -> str:
     return json.dumps(to_plain(job), ensure_ascii=False)
 
 
+def from_json(text: str | bytes) -> Job:
+    """The job that `to_json` wrote."""
+    return from_plain(json.loads(text))
+
+
 @cache
 def _adapter(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)

@@ -16,6 +16,7 @@ import core
 from core import files
 from core.engine.protocol import Address
 from core.errors import EngineError
+from core.launch import torchrun
 from core.openmp import set_wait_policy
 from core.paths import cache_root, logs_root
 
@@ -40,21 +41,22 @@ class Child:
         role: "train" or "work".
         runner: "module:factory" of what does the jobs; "" is the real one.
         linger_seconds: how long it stays without a client and without work.
+        processes: how many compute together, as torchrun takes it ("gpu": one for each GPU); "" is one alone.
 
     Raises:
         OSError: the process can not be started or the log not be written.
     """
 
-    def __init__(self, role: str, runner: str, linger_seconds: float) -> None:
+    def __init__(self, role: str, runner: str, linger_seconds: float, processes: str = "") -> None:
         name = f"{role}-{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
         self.log_path = logs_root() / f"engine-{name}.log"
         self._state_file = cache_root() / "engines" / f"{name}.json"
         _remove_old_logs(self.log_path.parent)
-        # -P: nothing is imported from the folder in which the person happens to be
-        command = [sys.executable, "-P", "-m", "core.engine.server", "--role", role,
-                   "--state-file", str(self._state_file), "--log-file", str(self.log_path),
+        options = ["--role", role, "--state-file", str(self._state_file), "--log-file", str(self.log_path),
                    "--linger-seconds", str(linger_seconds)]
-        command += ["--runner", runner] if runner else []
+        options += ["--runner", runner] if runner else []
+        command = torchrun(processes, "core.engine.ranks", options) if processes else \
+            [sys.executable, "-m", "core.engine.server", *options]
         with files.open_log(self.log_path) as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
@@ -165,6 +167,7 @@ def _environment() -> dict[str, str]:
         known = environment.get("PYTHONPATH")
         environment["PYTHONPATH"] = f"{root}{os.pathsep}{known}" if known else str(root)
     set_wait_policy(environment)
+    environment["PYTHONSAFEPATH"] = "1"  # nothing is imported from the folder in which the person happens to be
     environment["PYTHONIOENCODING"] = "utf-8:backslashreplace"
     return environment
 

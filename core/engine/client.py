@@ -8,7 +8,9 @@ Light: imports no torch. Jobs run in a child process (`core.engine.server`), so 
 take the window with it.
 """
 
+import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -20,12 +22,15 @@ from core.engine.channel import Channel, connect
 from core.engine.child import Child, kill_tree, tail
 from core.engine.listening import Inbox, Patience, Pulse, event_of, listen
 from core.engine.session import EngineState, Session
-from core.errors import EngineError
+from core.errors import CoreError, EngineError
+from core.launch import EVERY_GPU
 from core.runs.folder import RunFolder
 
 __all__ = ["EngineClient", "EngineState", "Patience", "Role", "attach"]
 
 Role = Literal["train", "work"]
+_LOOK_SECONDS = 0.05
+_END_SECONDS = 10.0  # for an engine that has nothing to save
 
 
 class EngineClient:
@@ -39,15 +44,18 @@ class EngineClient:
         patience: how long an engine that does not answer is waited for.
         linger_seconds: how long the process stays without a client and without work.
         runner: "module:factory" of what does the jobs in the child; "" is the real one.
+        together: how many processes train a run on all devices, as torchrun takes it.
     """
 
     def __init__(self, role: Role, *, on_change: Callable[[], None] | None = None, patience: Patience | None = None,
-                 linger_seconds: float = 60.0, runner: str = "") -> None:
+                 linger_seconds: float = 60.0, runner: str = "", together: str = EVERY_GPU) -> None:
         self.role = role
         self._on_change = on_change or (lambda: None)
         self._patience = patience or Patience()
         self._linger_seconds = linger_seconds
         self._runner = runner
+        self._together = together
+        self._gpus = 0
         self._lock = threading.Lock()
         self._session: Session | None = None
 
@@ -69,6 +77,13 @@ class EngineClient:
         session = self._session
         return session.pid if session else None
 
+    @property
+    def gpus(self) -> int:
+        """How many GPUs of this machine can train one run together; 0 until the first process is warm."""
+        session = self._session
+        self._gpus = max(self._gpus, session.gpus if session else 0)
+        return self._gpus
+
     def start(self) -> None:
         """Start the process if none lives; returns at once, `state` tells how far it is."""
         self._living_session()
@@ -83,7 +98,12 @@ class EngineClient:
             EngineError: the process died (`details` has its exit status and the end of its log), or
                 it did not react to a stop and was killed.
         """
-        yield from self._living_session().run(job, control, self._patience)
+        if not _is_for_all(job) or not self._finds_several(control):
+            yield from self._living_session().run(job, control, self._patience)
+            return
+        session = self._session_of_several()
+        yield from session.run(job, control, self._patience)
+        session.quit(_END_SECONDS)  # it holds every GPU; the next job starts an engine of one process
 
     def kill(self) -> None:
         """End the process for certain, also one that hangs; what runs raises EngineError."""
@@ -108,11 +128,37 @@ class EngineClient:
         else:
             session.quit(grace_seconds)
 
+    def _finds_several(self, control: Control) -> bool:
+        """Whether there is more than one device; the engine of one process knows it once it is warm."""
+        if self._together != EVERY_GPU:
+            return True
+        session = self._living_session()
+        while session.state == "starting" and not control.stop_requested:
+            time.sleep(_LOOK_SECONDS)
+        return self.gpus > 1
+
+    def _session_of_several(self) -> Session:
+        """A new one in the place of the engine that is there, whose memory is needed."""
+        with self._lock:
+            if self._session is not None and self._session.takes_jobs:
+                self._session.quit(_END_SECONDS)
+            self._session = Session(
+                lambda: Child(self.role, self._runner, self._linger_seconds, self._together), self._on_change)
+            return self._session
+
     def _living_session(self) -> Session:
         with self._lock:
             if self._session is None or not self._session.takes_jobs:
                 self._session = Session(lambda: Child(self.role, self._runner, self._linger_seconds), self._on_change)
             return self._session
+
+
+def _is_for_all(job: jobs.Job) -> bool:
+    """True for a run on every GPU of this machine."""
+    if isinstance(job, jobs.Resume):
+        with contextlib.suppress(CoreError):  # the job itself will tell what is wrong with the folder
+            return RunFolder(job.run_dir).config().training.device == "all"
+    return isinstance(job, jobs.Train) and job.config.training.device == "all"
 
 
 def attach(run: RunFolder, control: Control, patience: Patience | None = None) -> Iterator[events.Event]:

@@ -62,6 +62,12 @@ class JobRunner:
             importlib.import_module("core.data.scan")
             importlib.import_module("core.training.generate")
 
+    def gpus(self) -> int:
+        """How many GPUs can train one run together; none where torch can not join processes on them."""
+        torch = importlib.import_module("torch")
+        several = torch.distributed.is_available() and torch.distributed.is_nccl_available()
+        return torch.cuda.device_count() if several else 0
+
     def _unload(self) -> Iterator[Event]:
         self._warm.clear()
         gc.collect()

@@ -68,7 +68,9 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Ready:
-    """The engine is warmed up: jobs start without delay."""
+    """The engine is warmed up: jobs start without delay. `gpus` of this machine can train one run together."""
+
+    gpus: int = 0
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,10 @@ class Runner(Protocol):
         """Called once, in the thread that computes, when clients can connect already."""
         ...
 
+    def gpus(self) -> int:
+        """How many GPUs can train one run together; asked after the warm-up."""
+        ...
+
 
 class Server:
     """One engine process.
@@ -69,7 +73,7 @@ class Server:
         self._linger_seconds = linger_seconds
         self._board = JobBoard()
         self._quitting = threading.Event()
-        self._warm = False
+        self._ready: protocol.Ready | None = None
         self._strangers = threading.BoundedSemaphore(_MAX_STRANGERS)
         self._listener = socket.create_server((protocol.HOST, 0))
         port = self._listener.getsockname()[1]
@@ -97,14 +101,15 @@ class Server:
         self._board.stop_all()
 
     def _warm_up(self) -> None:
-        started = time.monotonic()
+        started, gpus = time.monotonic(), 0
         try:
             self._runner.warm_up(self._role)
+            gpus = self._runner.gpus()
         except Exception:  # noqa: BLE001 -- a broken installation: each job says so to the person
             _log.exception("warm-up failed")
         _log.info("warm after %.1f s", time.monotonic() - started)
-        self._warm = True
-        self._board.send_to_all(protocol.Ready())
+        self._ready = protocol.Ready(gpus)
+        self._board.send_to_all(self._ready)
 
     def _work(self) -> None:
         deserted_since = time.monotonic()
@@ -174,8 +179,8 @@ class Server:
         self._board.arrive(channel)
         try:
             channel.send(protocol.Welcome(os.getpid()))
-            if self._warm:
-                channel.send(protocol.Ready())
+            if self._ready is not None:
+                channel.send(self._ready)
             for message in channel.messages():
                 self._obey(message, channel)
         finally:

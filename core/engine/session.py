@@ -35,6 +35,7 @@ class Session:
         self._inboxes: dict[str, Inbox] = {}
         self._pulse = Pulse()
         self._ready = False
+        self.gpus = 0  # of this machine that can train one run together, once the engine is warm
         self._ending = False  # we or the engine itself meant it to end
         self._kept_running = False
         self._over: EngineError | None = None
@@ -189,7 +190,7 @@ class Session:
                     if inbox is not None:  # else nobody waits for this job any more
                         inbox.put(event_of(message))
                 case protocol.Ready():
-                    self._ready = True
+                    self._ready, self.gpus = True, message.gpus
                     self._on_change()
                 case protocol.Leaving():
                     self._ending = True

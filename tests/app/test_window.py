@@ -238,6 +238,38 @@ def test_a_run_file_that_can_not_be_saved_is_told_in_its_dialog(make_window: Mak
     assert load_config(tmp_path / "my run.toml") == config
 
 
+def test_all_gpus_are_offered_where_there_are_several(make_window: MakeWindow, engines: tuple[FakeClient, FakeClient]
+                                                          ) -> None:
+    window = make_window(RunConfig())
+    action = window.menus.all_gpus
+    assert not action.isVisible()
+    engines[0].gpus = 4
+    window.operations.changed.emit()
+    assert action.isVisible() and not action.isChecked() and "4" in action.text()
+    action.trigger()
+    assert window.draft.config.training.device == "all" and action.isChecked()
+    window.draft.undo_stack.undo()
+    assert window.draft.config.training.device == "auto" and not action.isChecked()
+
+
+def test_the_run_is_written_for_other_machines(make_window: MakeWindow, config: RunConfig, tmp_path: Path) -> None:
+    window = make_window(config, "Orders: 2")
+    window.run_elsewhere()
+    dialog: Any = window.dialog
+    dialog.gpus.setValue(2)
+    dialog.nodes.setValue(3)
+    assert "--nproc-per-node 2 " in dialog.command.toPlainText()
+    dialog.write(tmp_path)
+    dialog.write(tmp_path)  # again, into another folder
+    for name in ("Orders- 2", "Orders- 2-2"):
+        assert "num_nodes: 3" in (tmp_path / name / "task.yaml").read_text()
+        assert load_config(tmp_path / name / "run.toml").data == config.data
+    assert "Orders- 2-2" in dialog.written.text() and dialog.problem.text == ""
+    dialog.gpu.setEditText("two words")
+    dialog.write(tmp_path)
+    assert "two words" in dialog.problem.text and dialog.written.text() == ""
+
+
 def _shown(dialog: QWidget | None) -> str:
     assert dialog is not None
     return " ".join(label.text() for label in dialog.findChildren(QLabel))

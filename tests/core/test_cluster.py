@@ -81,3 +81,6 @@ def test_the_command_writes_the_files_and_replaces_none(config: RunConfig, tmp_p
     assert "exists already" in capsys.readouterr().err
     with pytest.raises(CoreError, match="exists already"):
         write_cluster_files(config, "a", Machines(), tmp_path / "second")
+    with pytest.raises(CoreError, match="not the name of a GPU"):
+        write_cluster_files(config, "a", Machines(gpu="A100: 8"), tmp_path / "third")
+    assert not (tmp_path / "third").exists()

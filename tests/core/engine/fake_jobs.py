@@ -26,6 +26,9 @@ class FakeRunner:
         assert isinstance(job, jobs.InspectModel), job
         return short(job.model, control)
 
+    def gpus(self) -> int:
+        return 2
+
     def warm_up(self, role: str) -> None:
         seconds = os.environ.get("FAKE_WARM_UP_SECONDS")
         if seconds:
