@@ -43,7 +43,7 @@ class ClusterDialog(QDialog):
         self.command.setReadOnly(True)
         self.command.setFont(theme.font("mono"))
         self.command.setAccessibleName("Command line")
-        self.command.setFixedHeight(60)
+        self.command.setFixedHeight(44)
         self.gpus.valueChanged.connect(self._show_command)
         self.copy = button("Copy", self._copy, icon="copy")
         self.copy.setAccessibleName("Copy command line")

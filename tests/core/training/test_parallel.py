@@ -39,8 +39,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torchrun's stor
 def _config(model: Path, data: Path, adapter: dict[str, Any] | None = None, **training: object) -> RunConfig:
     training = {"epochs": 20, "batch_size": 5, "warmup_steps": 2, "device": "cpu", "dtype": "fp32",
                 "max_steps": 20} | training
-    return parse_config({"model": {"path": str(model)}, "adapter": {"method": "lora", "rank": 4} | (adapter or {}),
-                         "training": training, "data": {"train": [str(data)], "validation_fraction": 0.1}})
+    return parse_config({"model": {"path": str(model)}, "adapter": adapter or {"rank": 4}, "training": training,
+                         "data": {"train": [str(data)], "validation_fraction": 0.1}})
 
 
 @contextmanager
@@ -147,11 +147,11 @@ def test_two_processes_train_the_adapter_of_one(tiny_model: Path, data: Path, tm
 
 @pytest.mark.full
 @pytest.mark.parametrize(("adapter", "training"), [
-    ({"method": "dora"}, {}),
+    ({"method": "dora", "rank": 4}, {}),
     ({"method": "adalora", "rank": 2, "initial_rank": 4}, {}),
-    ({"method": "qlora"}, {}),
+    ({"method": "qlora", "rank": 4}, {}),
     ({"method": "full"}, {}),
-    ({"init": "pissa"}, {}),
+    ({"init": "pissa", "rank": 4}, {}),
     ({}, {"parallel": "shard"}),
     ({"method": "dora"}, {"parallel": "shard", "batch_size": 1, "gradient_accumulation": 3}),
     ({}, {"batch_size": 1, "gradient_accumulation": 5}),
@@ -177,9 +177,9 @@ def _ranks_chosen(run: RunFolder) -> list[Any]:
 
 
 @pytest.mark.full
-def test_a_stop_and_a_checkpoint_reach_all_and_the_run_goes_on(tiny_model: Path, data: Path, tmp_path: Path) -> None:
-    """Stopped by a signal to torchrun, gone on with in two processes, then in one: as without a stop."""
-    config = _config(tiny_model, data, {"dropout": 0.0}, max_steps=400, checkpoint_every=0, evaluate_every=0)
+def test_a_stop_reaches_all_and_the_run_goes_on(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    """Stopped by a signal to torchrun, gone on with in two processes: as without a stop, in one."""
+    config = _config(tiny_model, data, max_steps=100, checkpoint_every=0, evaluate_every=0)
     run = RunFolder(tmp_path / "run")
     with _launched("train", _run_file(config, tmp_path), "--run-dir", run.path) as process:
         _wait_for_steps(run.path, 5)
@@ -187,14 +187,14 @@ def test_a_stop_and_a_checkpoint_reach_all_and_the_run_goes_on(tiny_model: Path,
         process.communicate(timeout=100)
     assert run.state() == "stopped"
     stopped_at = len(_steps(run.path))
-    assert 5 <= stopped_at < 400
+    assert 5 <= stopped_at < 100
     assert damage(run.checkpoint(stopped_at)) == ""
     code, _, err = _torchrun("resume", run.path)
     assert code == 0, err
-    assert [step.step for step in _steps(run.path)] == list(range(1, 401))
+    assert [step.step for step in _steps(run.path)] == list(range(1, 101))
     list(train(Train(config, tmp_path / "one"), Control()))
     one = [step.loss for step in _steps(tmp_path / "one")]
-    assert [step.loss for step in _steps(run.path)][:30] == pytest.approx(one[:30], rel=1e-4)
+    assert [step.loss for step in _steps(run.path)] == pytest.approx(one, rel=1e-4)
 
 
 @pytest.mark.full
