@@ -36,7 +36,7 @@ UPPER = {"rank": 4, "first_layer": 1}
 
 
 def _config(model: Path, data: Path, adapter: dict | None = None, **training: object) -> RunConfig:
-    training = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-2, "warmup_steps": 2, "device": "cpu",
+    training = {"epochs": 2, "batch_size": 12, "learning_rate": 1e-2, "warmup_steps": 2, "device": "cpu",
                 "dtype": "fp32", "evaluate_every": 5} | training
     return parse_config({"model": {"path": str(model)}, "adapter": adapter or UPPER, "training": training,
                          "data": {"train": [str(data)], "validation_fraction": 0.1}})
@@ -117,7 +117,7 @@ def test_no_graph_is_built_below_the_lowest_trained_layer(tiny_model: Path) -> N
     assert needed == [False, False, True]
 
 
-@pytest.mark.parametrize("packing", ["on", "off"])
+@pytest.mark.parametrize("packing", ["on", pytest.param("off", marks=pytest.mark.full)])
 def test_losses_and_adapter_are_the_same_with_and_without(tiny_model: Path, data: Path, tmp_path: Path, packing: str,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     config = _config(tiny_model, data, UPPER | {"dropout": 0.1}, packing=packing)
@@ -142,13 +142,13 @@ def test_losses_and_adapter_are_the_same_with_and_without(tiny_model: Path, data
 
 
 def test_a_killed_run_goes_on_to_the_same_adapter_bit_for_bit(tiny_model: Path, data: Path, tmp_path: Path) -> None:
-    config = _config(tiny_model, data, UPPER | {"dropout": 0.2}, frozen_cache="on", checkpoint_every=7)
+    config = _config(tiny_model, data, UPPER | {"dropout": 0.2}, frozen_cache="on", checkpoint_every=4)
     _train(config, tmp_path / "whole")
     stream = train(Train(config, tmp_path / "killed"), Control())
     for event in stream:
         if isinstance(event, StepDone):
             assert not list((tmp_path / "killed").glob(f".*{files.TEMPORARY_SUFFIX}"))  # the file has no name
-            if event.step == 8:
+            if event.step == 5:
                 break
     log = (tmp_path / "killed" / "events.jsonl").read_bytes()
     stream.close()
@@ -179,7 +179,7 @@ def test_a_disk_that_gets_full_slows_the_run_and_does_not_end_it(tiny_model: Pat
 
 def test_others_on_the_disk_go_before(tiny_model: Path, data: Path, tmp_path: Path,
                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    config = _config(tiny_model, data, frozen_cache="on", max_steps=6)
+    config = _config(tiny_model, data, frozen_cache="on", max_steps=4)
     free = [10_000_000]
     monkeypatch.setattr(files, "free_bytes", lambda _path: free[0])
     events = _train(config, tmp_path / "a")
@@ -224,7 +224,7 @@ def test_what_is_trained_above_does_not_refuse_it(tmp_path: Path) -> None:
 
 
 def test_auto_leaves_it_where_it_would_not_pay(tiny_model: Path, data: Path, tmp_path: Path) -> None:
-    events = _train(_config(tiny_model, data, max_steps=6), tmp_path / "run")
+    events = _train(_config(tiny_model, data, max_steps=4), tmp_path / "run")
     assert "computed anew in every epoch, as reading it from the disk would save little or nothing." in _notes(events)
     assert RunFolder(tmp_path / "run").config().training.frozen_cache == "off"
 
@@ -257,7 +257,7 @@ def test_a_model_that_is_put_together_in_another_way_is_computed_anew(
         tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = FrozenPart.states
     monkeypatch.setattr(FrozenPart, "states", lambda self, batch: real(self, batch) * 1.01)
-    events = _train(_config(tiny_model, data, frozen_cache="on", max_steps=6), tmp_path / "run")
+    events = _train(_config(tiny_model, data, frozen_cache="on", max_steps=4), tmp_path / "run")
     assert "as this model can not be started in the middle" in _notes(events)
     assert RunFolder(tmp_path / "run").config().training.frozen_cache == "off"
 
