@@ -60,11 +60,6 @@ def start_numbers(targets: Sequence[ModuleInfo], adapter: AdapterConfig) -> int:
                if isinstance(adapter, PatternedConfig) and has_start(module, adapter))
 
 
-def kept_outputs(targets: Sequence[ModuleInfo], adapter: AdapterConfig) -> int:
-    """How many numbers a token leaves behind for the backward pass of DoRA: the outputs before they are scaled."""
-    return sum(module.out_features for module in targets) if isinstance(adapter, DoraConfig) else 0
-
-
 def trained_parameters(targets: Sequence[ModuleInfo], adapter: AdapterConfig) -> int:
     """How many numbers are trained: r (in + out) for each adapted module (arXiv 2106.09685, section 4.2), and more
     where the method asks for more."""

@@ -1,4 +1,4 @@
-"""How many bytes the weights take, and what trains them, for every way of holding the base. Plain Python."""
+"""How many bytes the weights take, and how many numbers are trained, however the base is held. Plain Python."""
 
 import math
 from collections.abc import Sequence
@@ -52,18 +52,3 @@ def trained_numbers(card: ModelCard, targets: Sequence[ModuleInfo], adapter: Ada
     head = next((module for module in targets if module.is_output_head), None)
     shared = head is not None and card.tied_embeddings and any(module.type == "Embedding" for module in targets)
     return total - (card.vocabulary * card.hidden_size if shared else 0)  # one tensor in two places
-
-
-def optimizer_part(adapter: AdapterConfig, trainable: int, bytes_each: int) -> dict[str, int]:
-    """Bytes of what is trained, under a name for people.
-
-    Args:
-        adapter: the method.
-        trainable: how many numbers are trained.
-        bytes_each: of a number in fp32, its gradient and the optimizer's two moments.
-    """
-    if isinstance(adapter, FullConfig):
-        return {"gradients and optimizer": (bytes_each - BYTES["fp32"]) * trainable}  # the numbers are the weights
-    if isinstance(adapter, QLoraConfig) and adapter.optimizer == "adamw-8bit":
-        bytes_each -= 6  # two moments of one byte
-    return {"adapter and optimizer": bytes_each * trainable}

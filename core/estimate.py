@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from core.adalora_checks import Finding, adalora_advice, adalora_problems, method_bytes, method_words
-from core.adapter_shapes import BYTES, adapter_shapes, file_bytes, kept_outputs, start_numbers
-from core.base_memory import dequantised_bytes, optimizer_part, trained_numbers, weight_bytes
+from core.adalora_checks import Finding, adalora_advice, adalora_problems, method_words
+from core.adapter_shapes import BYTES, adapter_shapes, file_bytes
+from core.base_memory import trained_numbers
 from core.beside import beside_parameters, beside_problems, beside_shapes, pattern_told
 from core.config import (
     AdaLoraConfig,
@@ -26,27 +26,24 @@ from core.config import (
 from core.errors import AdapterError
 from core.events import DataScanned
 from core.extra_shapes import (
-    extra_activation_numbers,
     extra_files,
     extra_parameters,
     extra_problems,
     lowest_extra_layer,
 )
 from core.fused_parts import chosen_parts, part_rows, parts_advice, parts_problem
+from core.kept_activations import Pass
+from core.memory import Trained, Work, memory_parts
 from core.method_problems import method_problems
 from core.records import ModelCard, ModuleInfo
 from core.start import start_problem
 from core.targets import experts_advice, experts_problem, rank_of, select_targets
 
-OPTIMIZER_BYTES = 16  # fp32 value, gradient and Adam's two moments of one trained parameter
 # What the training does is written here, where the estimate of its memory must agree with it.
 # Packs: large enough for matrix products near their peak, small enough for a short Stop and little
 # memory; one longer row makes a pack of its own.
 PACK_TOKENS = 1024
 CHUNK_LOGITS = 16 * 2**20  # numbers of the output layer that are held at once: 64 MB in fp32
-PROCESS_BYTES = 450_000_000  # Python, torch and the tokenizer
-CUDA_CONTEXT_BYTES = 750_000_000
-FRAGMENTATION = 0.10
 # these look positions up in a table of fixed length; a longer row can not be computed at all
 ABSOLUTE_POSITIONS = frozenset({"gpt2", "opt", "gpt_neo", "gpt_bigcode"})
 
@@ -93,18 +90,10 @@ def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None
     trainable = trained_numbers(card, targets, config.adapter) + extra_parameters(config, card.modules) \
         + beside_parameters(card.modules, targets, config.adapter)
     dtype, dtype_words = _computing_dtype(config)
-    tokens = _tokens_at_once(config, scan)
-    memory = {
-        "weights": weight_bytes(card, config.adapter, dtype) + 4 * start_numbers(targets, config.adapter),
-        **optimizer_part(config.adapter, trainable, OPTIMIZER_BYTES + method_bytes(config.adapter)),
-        "activations": tokens * (_activation_bytes(card, _lowest_layer(config, targets), dtype)
-                                 + 4 * extra_activation_numbers(config, card.modules)
-                                 + 4 * kept_outputs(targets, config.adapter))
-        + dequantised_bytes(card, config.adapter, dtype),
-        "output layer": min(tokens * card.vocabulary, CHUNK_LOGITS) * 8,
-        "program": PROCESS_BYTES + (CUDA_CONTEXT_BYTES if config.training.device.startswith("cuda") else 0),
-    }
-    memory["reserve"] = round(FRAGMENTATION * sum(memory.values()))
+    once = largest_pass(config, scan)
+    work = Work(dtype, once, several=_several_passes(config, once), on_cuda=config.training.on_cuda,
+                logits=min(once.tokens * card.vocabulary, CHUNK_LOGITS))
+    memory = memory_parts(config, card, Trained(targets, trainable, lowest_layer(config, targets)), work)
     return Estimate(
         trainable_parameters=trainable,
         total_parameters=card.parameters,
@@ -112,7 +101,7 @@ def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None
         checkpoint_bytes=_checkpoint_bytes(config, card, targets, trainable),
         targets=tuple(targets),
         memory=memory,
-        assumptions=(dtype_words, f"At most {tokens:,} tokens are computed at once.",
+        assumptions=(dtype_words, f"At most {once.tokens:,} tokens are computed at once.",
                      "The output layer is computed in pieces.", *method_words(targets, config.adapter)),
     )
 
@@ -130,7 +119,7 @@ def _adapter_bytes(config: RunConfig, card: ModelCard, targets: list[ModuleInfo]
     return sum(file_bytes(shapes, config.adapter.save_dtype) for shapes in contents if shapes)
 
 
-def _lowest_layer(config: RunConfig, targets: list[ModuleInfo]) -> int:
+def lowest_layer(config: RunConfig, targets: list[ModuleInfo]) -> int:
     """Gradients go down to here."""
     extra = lowest_extra_layer(config)
     return min([module.layer for module in targets] + ([] if extra is None else [extra]), default=0)
@@ -154,28 +143,23 @@ def _computing_dtype(config: RunConfig) -> tuple[str, str]:
 def _held_dtype(config: RunConfig) -> tuple[str, str]:
     if config.training.dtype != "auto":
         return config.training.dtype, f"The base is held in {config.training.dtype}."
-    if config.training.device.startswith("cuda"):
+    if config.training.on_cuda:
         return "bf16", "The base is held in bf16, as GPUs compute it fastest."
     return "fp32", "The base is held in fp32; with bf16 it needs half."
 
 
-def _tokens_at_once(config: RunConfig, scan: DataScanned | None) -> int:
-    """Tokens of the largest pack; without a scan every row is taken to be of the maximum length."""
+def largest_pass(config: RunConfig, scan: DataScanned | None = None) -> Pass:
+    """What is computed at once at most; without a scan every row is taken to be of the maximum length."""
     limit = config.data.max_length
     longest = min(scan.longest, limit) if scan is not None and scan.rows else limit
-    return max(longest, min(PACK_TOKENS, config.training.batch_size * longest))
+    tokens = max(longest, min(PACK_TOKENS, config.training.batch_size * longest))
+    return Pass(tokens, longest, config.training.packing != "off")
 
 
-def _activation_bytes(card: ModelCard, lowest: int, dtype: str) -> int:
-    """Bytes a token leaves behind for the backward pass, in all layers from the lowest adapted one up."""
-    layers = card.layers - max(lowest, 0)
-    width = card.hidden_size
-    heads = max(card.attention_heads, 1)
-    key_value_width = width * card.key_value_heads // heads if card.key_value_heads else width
-    inner = card.intermediate_size or 4 * width
-    if dtype == "fp32":
-        return layers * 4 * (6 * width + 2 * key_value_width + 4 * inner)
-    return layers * 2 * (8 * width + 2 * key_value_width + 4 * inner)
+def _several_passes(config: RunConfig, once: Pass) -> bool:
+    """True where a step adds up the gradients of more than one pass."""
+    training = config.training
+    return training.gradient_accumulation > 1 or training.batch_size * once.longest > once.tokens
 
 
 def planned_steps(config: RunConfig, scan: DataScanned) -> int:

@@ -4,13 +4,15 @@ Nothing is added to the model. A checkpoint holds the trained numbers by their n
 is a whole model in Hugging Face layout, in its folder `model`.
 """
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from core import files
@@ -73,15 +75,11 @@ def load_values(file: Path, model: nn.Module) -> None:
         AdapterError: damaged, numbers that are not finite, or parameters that the model lacks or has in another shape.
     """
     parameters = dict(model.named_parameters())
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            names = [key.removesuffix(VALUE) for key in tensors.keys() if key.endswith(VALUE)]  # noqa: SIM118
-            found = {name: tensors.get_tensor(f"{name}{VALUE}") for name in names}
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(f"{file} can not be read: {error}.", "Choose another checkpoint.") from error
-    if not found:
+    names = _value_names(file)
+    if not names:
         raise AdapterError(f"{file} holds no trained numbers.", "Choose another checkpoint.")
-    for name, tensor in found.items():
+    for name in names:  # all are looked at before one is changed; each is read twice, so that one at a time is held
+        tensor = _value(file, name)
         if name not in parameters or parameters[name].shape != tensor.shape:
             raise AdapterError(f"{file.parent.name} does not fit this model: it has no {name} of "
                                f"{tuple(tensor.shape)}.", "Choose the base model that was trained.")
@@ -89,5 +87,25 @@ def load_values(file: Path, model: nn.Module) -> None:
             raise AdapterError(f"{file.parent.name} holds numbers that are not finite in {name}.",
                                "Choose another checkpoint.")
     with torch.no_grad():
-        for name, tensor in found.items():
-            parameters[name].copy_(tensor)
+        for name in names:
+            parameters[name].copy_(_value(file, name))
+
+
+def _value_names(file: Path) -> list[str]:
+    with _opened(file) as tensors:
+        return [key.removesuffix(VALUE) for key in tensors.keys() if key.endswith(VALUE)]  # noqa: SIM118
+
+
+def _value(file: Path, name: str) -> Tensor:
+    """One trained number's tensor. The file is closed again: what was read of a mapped file counts as memory."""
+    with _opened(file) as tensors:
+        return tensors.get_tensor(f"{name}{VALUE}")
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{file} can not be read: {error}.", "Choose another checkpoint.") from error

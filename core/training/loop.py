@@ -233,6 +233,7 @@ def _one_step(setup: Setup, optimizer: torch.optim.Optimizer, step: int, total: 
         summed = setup.summed_loss(setup.model, batch.to(setup.device))
         (summed / supervised).backward()
         loss += float(summed.detach()) / supervised
+        del summed  # the remains of its graph would lie between what the next forward pass keeps
         tokens += batch.tokens
         labels += len(batch.labels)
     loss, tokens, labels = setup.ranks.add_up(_parameters(optimizer), loss, tokens, labels)

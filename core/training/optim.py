@@ -32,12 +32,17 @@ def make_optimizer(groups: list[dict[str, Any]], config: RunConfig, device: torc
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """What the optimizer holds for one parameter, by its own names, on the CPU; empty before its first step."""
+    """What the optimizer holds for one parameter, by its own names, on the CPU; empty before its first step.
+
+    AdamW's own tensors where they are on the CPU already: to be written before the next step, not to be changed.
+    """
+    # the 8-bit optimizer keeps one table for all of its parameters, which a file can not hold as one
+    shared = not isinstance(optimizer, torch.optim.AdamW)
     found = {}
     for name, value in optimizer.state.get(parameter, {}).items():
         if isinstance(value, Tensor | int | float):
-            # cloned: the 8-bit optimizer keeps one table for all of its parameters
-            found[name] = torch.as_tensor(value).detach().cpu().reshape(_stored_shape(value)).clone()
+            tensor = torch.as_tensor(value).detach().cpu().reshape(_stored_shape(value))
+            found[name] = tensor.clone() if shared else tensor
     return found
 
 

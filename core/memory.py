@@ -1,0 +1,116 @@
+"""The most memory that a training step needs, by part, from the config and the model card alone. Plain Python.
+
+A step has two moments at which most is held. "Computing" is where the forward pass has just ended: all activations,
+and the piece of the output layer that is at work. "Updating" is where all gradients are there and the optimizer
+works through them. The parts that are told are those of the moment that needs more.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.adalora_checks import method_bytes
+from core.adapter_shapes import BYTES, adapter_shapes, start_numbers
+from core.base_memory import dequantised_bytes, weight_bytes
+from core.beside import beside_shapes, trained_whole
+from core.config import FullConfig, QLoraConfig, RunConfig
+from core.kept_activations import Pass, kept_bytes
+from core.records import ModelCard, ModuleInfo
+
+PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "output layer", "overhead")
+# Resident bytes of a run of a model of a few kilobytes, and the working memory of matrix products of a usual size
+PROCESS_BYTES = 450_000_000
+VOCABULARY_BYTES = 950  # of the tokenizer, for each entry
+QUANTISER_BYTES = 50_000_000  # bitsandbytes
+CUDA_CONTEXT_BYTES = 750_000_000
+# Between blocks that come and go the C library leaves gaps that do not fit the next ones. Their share of what a pass
+# keeps grows over the first passes and then stays: 45% with 4 layers of width 576, 48% with 30 layers of width 72.
+GAPS = 0.45
+GAPS_ON_CUDA = 0.10  # torch's own allocator there
+_FP32 = BYTES["fp32"]
+_LOGIT_BYTES = 2 * _FP32  # a logit, and its exponential while they are summed
+_UPDATE_TENSORS = 2  # of the size of a trained one, which AdamW makes on its way
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is trained: the modules, how many numbers, and the lowest layer in which some are."""
+
+    targets: Sequence[ModuleInfo]
+    numbers: int
+    lowest: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """How a step is computed: the number type of the base, the largest pass, whether it is one of several in a step,
+    how many logits are there at once, and whether that is on a GPU with CUDA."""
+
+    dtype: str
+    once: Pass
+    several: bool
+    logits: int
+    on_cuda: bool
+
+
+def memory_parts(config: RunConfig, card: ModelCard, trained: Trained, work: Work) -> dict[str, int]:
+    """Bytes by the names of PARTS; together they are the peak."""
+    full = isinstance(config.adapter, FullConfig)
+    held = {
+        "weights": weight_bytes(card, config.adapter, work.dtype),
+        "adapter": 0 if full else _FP32 * trained.numbers,  # otherwise they are the weights themselves
+        "optimizer": _optimizer_bytes(config, trained.numbers),
+    }
+    starts = _FP32 * start_numbers(trained.targets, config.adapter)
+    gradients = _FP32 * trained.numbers
+    computing = {
+        **held,
+        "adapter": held["adapter"] + 3 * starts,  # themselves, and joined to what is trained, which doubles it
+        "gradients": gradients if work.several else 0,
+        "activations": kept_bytes(config, card, trained.targets, trained.lowest, work.dtype, work.once)
+        + dequantised_bytes(card, config.adapter, work.dtype),
+        "output layer": _output_bytes(config, card, trained.targets, work),
+    }
+    updating = {**held, "adapter": held["adapter"] + starts, "gradients": gradients,
+                "optimizer": held["optimizer"] + _UPDATE_TENSORS * _largest_trained(config, card, trained.targets)}
+    computing["overhead"] = round((GAPS_ON_CUDA if work.on_cuda else GAPS) * computing["activations"])
+    most = max(computing, updating, key=lambda parts: sum(parts.values()))
+    most["overhead"] = most.get("overhead", 0) + _program_bytes(config, card, work.on_cuda)
+    return {part: most.get(part, 0) for part in PARTS}
+
+
+def _optimizer_bytes(config: RunConfig, numbers: int) -> int:
+    """Adam's two moments, in fp32 or in one byte each, and what AdaLoRA keeps besides."""
+    small = isinstance(config.adapter, QLoraConfig) and config.adapter.optimizer == "adamw-8bit"
+    return ((2 if small else 2 * _FP32) + method_bytes(config.adapter)) * numbers
+
+
+def _output_bytes(config: RunConfig, card: ModelCard, targets: Sequence[ModuleInfo], work: Work) -> int:
+    """What the output layer needs besides, or the top layer's gradients where that is more, as both do not meet."""
+    size = BYTES[work.dtype]
+    adapted = {module.name for module in targets} if isinstance(config.adapter, FullConfig) else set()
+    whole = adapted | {each.module for each in trained_whole(card.modules, targets, config.adapter)}
+    learns = any(module.name in whole for module in card.modules
+                 if module.is_output_head or (card.tied_embeddings and module.is_input_embedding))
+    of_head = card.vocabulary * card.hidden_size * size if learns else 0  # and once more when the backward scales it
+    inner = card.intermediate_size or 4 * card.hidden_size
+    of_layer = 4 * work.once.tokens * (inner + card.hidden_size) * size
+    return max(work.logits * _LOGIT_BYTES + of_head, 2 * of_head, of_layer)
+
+
+def _largest_trained(config: RunConfig, card: ModelCard, targets: Sequence[ModuleInfo]) -> int:
+    """Bytes of the largest tensor that the optimizer changes."""
+    if isinstance(config.adapter, FullConfig):
+        shapes = [shape for module in targets for _, shape in module.tensors]
+    else:
+        shapes = [*adapter_shapes(targets, config.adapter).values(),
+                  *beside_shapes(card.modules, targets, config.adapter).values()]
+    return _FP32 * max((math.prod(shape) for shape in shapes), default=0)
+
+
+def _program_bytes(config: RunConfig, card: ModelCard, on_cuda: bool) -> int:
+    """What is there without a model; on a GPU only what the GPU itself holds counts."""
+    if on_cuda:
+        return CUDA_CONTEXT_BYTES
+    quantiser = QUANTISER_BYTES if isinstance(config.adapter, QLoraConfig) else 0
+    return PROCESS_BYTES + VOCABULARY_BYTES * card.vocabulary + quantiser
