@@ -5,7 +5,7 @@ Plain Python without torch, quick enough to be called at every key stroke of the
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from core.adalora_checks import Finding, adalora_advice, adalora_problems, method_words
@@ -33,7 +33,7 @@ from core.extra_shapes import (
 )
 from core.fused_parts import chosen_parts, part_rows, parts_advice, parts_problem
 from core.kept_activations import Pass
-from core.memory import Trained, Work, memory_parts
+from core.memory import Trained, Work, corrected, memory_parts
 from core.method_problems import method_problems
 from core.records import ModelCard, ModuleInfo
 from core.start import start_problem
@@ -104,6 +104,12 @@ def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None
         assumptions=(dtype_words, f"At most {once.tokens:,} tokens are computed at once.",
                      "The output layer is computed in pieces.", *method_words(targets, config.adapter)),
     )
+
+
+def measured(found: Estimate, difference: int) -> Estimate:
+    """The estimate as a fit probe corrects it, which found `difference` bytes more than was estimated."""
+    words = "Corrected by a step that was measured."
+    return replace(found, memory=corrected(found.memory, difference), assumptions=(*found.assumptions, words))
 
 
 def _targets(config: RunConfig, card: ModelCard) -> list[ModuleInfo]:

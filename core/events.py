@@ -161,6 +161,16 @@ class DataScanned:
 
 
 @dataclass(frozen=True)
+class MemoryMeasured:
+    """The most memory that real steps on the longest rows have needed. `tokens` is how many were computed at once."""
+
+    bytes: int
+    device: str
+    tokens: int
+    seconds: float  # of the steps
+
+
+@dataclass(frozen=True)
 class RowsPrepared:
     """Rows asked for by PreviewRows."""
 
@@ -226,8 +236,8 @@ class Failed:
 
 Event = (
     Started | Progress | Note | Warned | Planned | StepDone | Evaluated | RanksChosen | CheckpointSaved
-    | ModelInspected | AdapterInspected | ModelsListed | DataScanned | RowsPrepared | TokenGenerated | GenerationDone
-    | ReceiptReady | Finished | Result | Failed
+    | ModelInspected | AdapterInspected | ModelsListed | DataScanned | RowsPrepared | MemoryMeasured | TokenGenerated
+    | GenerationDone | ReceiptReady | Finished | Result | Failed
 )
 EVENT_TYPES: dict[str, type] = {kind.__name__: kind for kind in Event.__args__}
 

@@ -84,6 +84,13 @@ class PreviewRows:
 
 
 @dataclass(frozen=True)
+class ProbeMemory:
+    """Train one step on the longest rows in a process of its own, and tell its peak -> MemoryMeasured, Result."""
+
+    config: RunConfig
+
+
+@dataclass(frozen=True)
 class AdapterUse:
     """An adapter folder, or a run folder for its final adapter, and how strongly its change counts (1: as trained)."""
 
@@ -173,7 +180,7 @@ class Unload:
 
 
 Job = (Train | Resume | ListModels | PrepareStarter | InspectModel | ImportGguf | DownloadModel | ScanData
-       | PreviewRows | Generate | InspectAdapter | MixAdapters | Export | Unload)
+       | PreviewRows | ProbeMemory | Generate | InspectAdapter | MixAdapters | Export | Unload)
 JOB_TYPES: dict[str, type] = {kind.__name__: kind for kind in Job.__args__}
 
 

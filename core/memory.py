@@ -6,7 +6,7 @@ works through them. The parts that are told are those of the moment that needs m
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from core.adalora_checks import method_bytes
@@ -77,6 +77,13 @@ def memory_parts(config: RunConfig, card: ModelCard, trained: Trained, work: Wor
     most = max(computing, updating, key=lambda parts: sum(parts.values()))
     most["overhead"] = most.get("overhead", 0) + _program_bytes(config, card, work.on_cuda)
     return {part: most.get(part, 0) for part in PARTS}
+
+
+def corrected(parts: Mapping[str, int], difference: int) -> dict[str, int]:
+    """The parts with what a measurement found more, or less, than was told: in the overhead, and where that is not
+    enough, in the activations."""
+    overhead = parts["overhead"] + difference
+    return {**parts, "overhead": max(overhead, 0), "activations": max(parts["activations"] + min(overhead, 0), 0)}
 
 
 def _optimizer_bytes(config: RunConfig, numbers: int) -> int:

@@ -205,6 +205,7 @@ def _add_inspect(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 def _add_estimate(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = names.add_parser("estimate", help="count parameters and memory of a run before it starts")
     parser.add_argument("run_file", type=Path, metavar="RUN.toml")
+    parser.add_argument("--probe", action="store_true", help="train a step on the longest rows and measure its peak")
     _add_overrides(parser)
     _finish(parser, commands.estimate, texts.estimate)
 

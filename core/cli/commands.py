@@ -26,7 +26,15 @@ from core.config import (
 from core.control import Control
 from core.engine.job_table import run_job
 from core.errors import CoreError
-from core.events import AdapterInspected, DataScanned, Event, ModelInspected, ModelsListed, Result
+from core.events import (
+    AdapterInspected,
+    DataScanned,
+    Event,
+    MemoryMeasured,
+    ModelInspected,
+    ModelsListed,
+    Result,
+)
 from core.jobs import (
     DownloadModel,
     Export,
@@ -36,6 +44,7 @@ from core.jobs import (
     ListModels,
     MixAdapters,
     PrepareStarter,
+    ProbeMemory,
     Resume,
     ScanData,
     Train,
@@ -127,7 +136,7 @@ def inspect(options: argparse.Namespace, control: Control) -> Iterator[Event]:
 
 
 def estimate(options: argparse.Namespace, control: Control) -> Iterator[Event]:
-    """Count parameters and memory, and name every problem of the run."""
+    """Count parameters and memory, and name every problem of the run; with --probe a real step is measured."""
     config = read_run_file(options)
     if _is_shape_only(Path(config.model.path)):
         from core.models.inspect import read_shape_card  # noqa: PLC0415 - needs torch
@@ -136,6 +145,11 @@ def estimate(options: argparse.Namespace, control: Control) -> Iterator[Event]:
     else:
         card = yield from model_card(config.model.path, control)
     found = estimates.estimate(config, card)
+    probed = {}
+    if options.probe:
+        peak = yield from _measured_peak(config, control)
+        probed = {"estimated_bytes": found.memory_bytes, "measured_bytes": peak}
+        found = estimates.measured(found, peak - found.memory_bytes)
     yield Result({
         "trainable_parameters": found.trainable_parameters,
         "total_parameters": found.total_parameters,
@@ -143,11 +157,23 @@ def estimate(options: argparse.Namespace, control: Control) -> Iterator[Event]:
         "checkpoint_bytes": found.checkpoint_bytes,
         "memory_bytes": found.memory_bytes,
         "memory": found.memory,
+        **probed,
         "targets": len(found.targets),
         "assumptions": list(found.assumptions),
         "problems": [dataclasses.asdict(problem) for problem in estimates.problems(config, card)],
         "advice": [dataclasses.asdict(item) for item in estimates.advice(config, card)],
     })
+
+
+def _measured_peak(config: RunConfig, control: Control) -> Generator[Event, None, int]:
+    """Bytes at the peak of a step on the longest rows."""
+    peak = 0
+    for event in _without_result(run_job(ProbeMemory(config), control)):
+        if isinstance(event, MemoryMeasured):
+            peak = event.bytes
+        else:
+            yield event
+    return peak
 
 
 def _is_shape_only(path: Path) -> bool:

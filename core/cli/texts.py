@@ -156,8 +156,9 @@ def estimate(values: Mapping[str, Any]) -> str:
                                f"({words.percent(share)}) in {words.plural(values['targets'], 'module')}"),
         ("saved at the end", words.size(values["adapter_bytes"])),
         ("each checkpoint", words.size(values["checkpoint_bytes"])),
-        ("memory, about", words.size(values["memory_bytes"])),
+        ("memory, measured" if "measured_bytes" in values else "memory, about", words.size(values["memory_bytes"])),
         *((f"  {part}", words.size(size)) for part, size in values["memory"].items()),
+        *([("  was estimated", words.size(values["estimated_bytes"]))] if "measured_bytes" in values else []),
     ]
     problems = [f"Problem at {problem['field']}: {problem['message']} {problem['hint']}".rstrip()
                 for problem in values["problems"]]

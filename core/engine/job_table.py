@@ -22,6 +22,7 @@ GENERATORS: dict[type, str] = {
     jobs.DownloadModel: "core.models.hub:download_model",
     jobs.ScanData: "core.data.scan:scan_dataset",
     jobs.PreviewRows: "core.data.scan:preview_rows",
+    jobs.ProbeMemory: "core.training.fit_probe:probe_memory",
     jobs.Generate: "core.training.generate:generate",
     jobs.InspectAdapter: "core.export.inspect_adapter:inspect_adapter",
     jobs.MixAdapters: "core.export.mix:mix_adapters",

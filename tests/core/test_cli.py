@@ -19,7 +19,8 @@ from core.cli.screen import visible
 from core.config import load_config
 from core.control import Control
 from core.errors import CoreError
-from core.events import Event, Note, Progress, Result, TokenGenerated
+from core.events import Event, MemoryMeasured, Note, Progress, Result, TokenGenerated
+from core.jobs import ProbeMemory
 from core.runs.folder import RunFolder
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -255,6 +256,23 @@ def test_estimate_counts(run_file: Path, capsys: pytest.CaptureFixture[str]):
     assert sum(eight["memory"].values()) == eight["memory_bytes"]
     assert main(["estimate", str(run_file)]) == 0
     assert f"{eight['trainable_parameters']:,}" in capsys.readouterr().out
+
+
+def test_estimate_is_corrected_by_a_probe(run_file: Path, capsys: pytest.CaptureFixture[str],
+                                          monkeypatch: pytest.MonkeyPatch):
+    def probe(job: ProbeMemory, control: Control) -> Iterator[Event]:
+        yield MemoryMeasured(700_000_000, "cpu", 64, 0.1)
+        yield Result({})
+
+    monkeypatch.setattr("core.training.fit_probe.probe_memory", probe)
+    capsys.readouterr()
+    assert main(["estimate", str(run_file), "--probe", "--json"]) == 0
+    found = last_json(capsys)
+    assert found["memory_bytes"] == found["measured_bytes"] == sum(found["memory"].values()) == 700_000_000
+    assert found["estimated_bytes"] != found["measured_bytes"]
+    assert any("measured" in words for words in found["assumptions"])
+    assert main(["estimate", str(run_file), "--probe"]) == 0
+    assert "memory, measured" in capsys.readouterr().out
 
 
 def test_check_data_measures(rows: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]):

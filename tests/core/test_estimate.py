@@ -8,7 +8,7 @@ from safetensors.numpy import save
 
 from core.config import RunConfig, parse_config
 from core.errors import AdapterError
-from core.estimate import Estimate, Problem, advice, estimate, planned_steps, problems
+from core.estimate import Estimate, Problem, advice, estimate, measured, planned_steps, problems
 from core.events import DataScanned
 from core.records import ModelCard, ModuleInfo
 
@@ -149,3 +149,13 @@ def test_planned_steps_count_epochs_batches_and_the_limit() -> None:
     assert planned_steps(config(training={"epochs": 2, "batch_size": 10}), scan) == 20  # 95 rows
     assert planned_steps(config(training={"epochs": 2, "batch_size": 10, "gradient_accumulation": 2}), scan) == 10
     assert planned_steps(config(training={"epochs": 2, "batch_size": 10, "max_steps": 7}), scan) == 7
+
+
+def test_a_measurement_corrects_the_overhead_first() -> None:
+    found = estimate(config(), make_card(), make_scan())
+    more = measured(found, 1_000_000)
+    assert more.memory_bytes == found.memory_bytes + 1_000_000
+    assert more.memory["overhead"] == found.memory["overhead"] + 1_000_000
+    less = measured(found, -(found.memory["overhead"] + 1000))
+    assert less.memory["overhead"] == 0 and less.memory["activations"] == found.memory["activations"] - 1000
+    assert len(less.assumptions) == len(found.assumptions) + 1
