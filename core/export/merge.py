@@ -1,12 +1,12 @@
 """Base + adapter, tensor by tensor, shard by shard, in blocks of rows.
 
-The memory is that of a few blocks, whatever the size of the model. What the adapter changes is
-computed in fp64 and rounded once to fp32, so the result does not depend on how rows are cut.
+The memory is that of a few blocks, whatever the size of the model. What the adapter changes is computed in fp64 and
+rounded once to fp32, so the result does not depend on how rows are cut; in fp32 where a weight of 16 bits stays one.
 """
 
 import json
 import math
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,18 +17,19 @@ from core import files
 from core.control import Control
 from core.errors import ModelError
 from core.events import Event, Progress
-from core.export.change import changed_rows, output_norms, source_rows
+from core.export.change import changed_rows, merged_rows, output_norms, source_rows
 from core.export.plan import MergePlan, PlannedTensor
 from core.export.shards import (
     BLOCK_BYTES,
     INDEX_NAME,
     TORCH_DTYPES,
     Checkpoint,
-    ShardWriter,
     TensorReader,
+    TensorRecord,
     row_blocks,
     write_shard,
 )
+from core.export.workers import Workers
 
 
 @dataclass
@@ -69,29 +70,37 @@ def write_merged(plan: MergePlan, folder: Path, control: Control) -> Generator[E
     """
     total = len(plan.tensors)
     done = 0
-    with TensorReader() as reader:
+    with Workers() as workers:
         for shard in plan.shards:
             specs = [tensor.spec for tensor in shard.tensors]
             with write_shard(folder / shard.name, specs, shard.metadata) as writer:
                 for tensor in shard.tensors:
                     yield Progress("Merging", done, total, "tensors")
-                    _write_tensor(tensor, reader, writer, control)
+                    for piece in _pieces(tensor, workers, control):
+                        workers.written(writer.file, writer.write(piece))
                     done += 1
+                workers.wait()
     if plan.index is not None:
         files.write_text(folder / INDEX_NAME, json.dumps(plan.index, indent=2) + "\n")
     yield Progress("Merging", total, total, "tensors")
 
 
-def _write_tensor(tensor: PlannedTensor, reader: TensorReader, writer: ShardWriter, control: Control) -> None:
+def _pieces(tensor: PlannedTensor, workers: Workers, control: Control) -> Iterator[Tensor | bytearray]:
+    """The bytes of a tensor in the order of the file."""
     if not tensor.change and tensor.spec.dtype == tensor.source.dtype:
-        for start in range(0, tensor.source.nbytes, BLOCK_BYTES):
-            control.check()
-            writer.write(reader.raw(tensor.source, start, min(BLOCK_BYTES, tensor.source.nbytes - start)))
+        total = tensor.source.nbytes
+        blocks = [(start, min(start + BLOCK_BYTES, total)) for start in range(0, total, BLOCK_BYTES)]
+        yield from workers.each(lambda reader, start, stop: reader.raw(tensor.source, start, stop - start), blocks,
+                                control)
         return
-    norm = output_norms(tensor, _blocks(tensor), reader, control)
-    for start, stop in _blocks(tensor):
-        control.check()
-        writer.write(expected_rows(tensor, source_rows(tensor, reader, start, stop), start, stop, norm))
+    norm = _norms(tensor, control)
+    yield from workers.each(lambda reader, start, stop: expected_rows(
+        tensor, source_rows(tensor, reader, start, stop), start, stop, norm), _blocks(tensor), control)
+
+
+def _norms(tensor: PlannedTensor, control: Control) -> Tensor | None:
+    with TensorReader() as reader:
+        return output_norms(tensor, _blocks(tensor), reader, control)
 
 
 def _blocks(tensor: PlannedTensor) -> list[tuple[int, int]]:
@@ -107,7 +116,9 @@ def expected_rows(tensor: PlannedTensor, weight: Tensor, start: int, stop: int, 
     Raises:
         ModelError: a number does not fit the written type or is not finite.
     """
-    return _rows_and_delta(tensor, weight, start, stop, norm)[0]
+    if tensor.change:
+        return _written(tensor, merged_rows(tensor, weight, start, stop, norm))
+    return _unchanged(tensor, weight)
 
 
 def _rows_and_delta(tensor: PlannedTensor, weight: Tensor, start: int, stop: int,
@@ -123,19 +134,24 @@ def _unchanged(tensor: PlannedTensor, weight: Tensor) -> Tensor:
     if tensor.spec.dtype == tensor.source.dtype:
         return weight
     written = weight.to(TORCH_DTYPES[tensor.spec.dtype])
-    if not torch.equal(torch.isfinite(written), torch.isfinite(weight)):
+    if not _all_finite(written) and not torch.equal(torch.isfinite(written), torch.isfinite(weight)):
         raise _does_not_fit(tensor)
     return written
 
 
 def _written(tensor: PlannedTensor, merged: Tensor) -> Tensor:
-    if not torch.isfinite(merged).all():
-        raise ModelError(f"Merging gives numbers that are not finite in {tensor.spec.name}.",
-                         "The adapter or the base model is damaged; try an earlier checkpoint.")
     written = merged.to(TORCH_DTYPES[tensor.spec.dtype])
-    if not torch.isfinite(written).all():
+    if _all_finite(written):
+        return written
+    if _all_finite(merged):
         raise _does_not_fit(tensor)
-    return written
+    raise ModelError(f"Merging gives numbers that are not finite in {tensor.spec.name}.",
+                     "The adapter or the base model is damaged; try an earlier checkpoint.")
+
+
+def _all_finite(values: Tensor) -> bool:
+    """By the smallest and the largest one, which are NaN where any is: `isfinite` takes longer than the merge."""
+    return values.numel() == 0 or all(math.isfinite(float(end)) for end in torch.aminmax(values))
 
 
 def _does_not_fit(tensor: PlannedTensor) -> ModelError:
@@ -153,30 +169,37 @@ def verify_merged(plan: MergePlan, written: Checkpoint, control: Control) -> Gen
     tensors = plan.tensors
     names = {tensor.spec.name for tensor in tensors}
     report.damaged += sorted(set(records) - names)
-    with TensorReader() as base_reader, TensorReader() as reader:
+    with Workers() as workers:
         for done, tensor in enumerate(tensors):
             yield Progress("Checking the written weights", done, len(tensors), "tensors")
             record = records.get(tensor.spec.name)
             if record is None or (record.dtype, record.shape) != (tensor.spec.dtype, tensor.spec.shape):
                 report.damaged.append(tensor.spec.name)
                 continue
-            same, error_square, delta_square = True, 0.0, 0.0
-            norm = output_norms(tensor, _blocks(tensor), base_reader, control)
-            for start, stop in _blocks(tensor):
-                control.check()
-                base = source_rows(tensor, base_reader, start, stop)
-                found = reader.rows(record, start, stop)
-                wanted, delta = _rows_and_delta(tensor, base, start, stop, norm)
-                same = same and _same_bits(found, wanted)
-                if delta is not None:
-                    error_square += _square_norm(found.float() - base.float() - delta)
-                    delta_square += _square_norm(delta)
-            if not same:
+            compare = _comparison(tensor, record, _norms(tensor, control))
+            compared = list(workers.each(compare, _blocks(tensor), control))
+            if not all(same for same, _, _ in compared):
                 report.damaged.append(tensor.spec.name)
             if tensor.change:
-                report.add(tensor.spec.name, error_square, delta_square)
+                report.add(tensor.spec.name, sum(error for _, error, _ in compared),
+                           sum(delta for _, _, delta in compared))
     yield Progress("Checking the written weights", len(tensors), len(tensors), "tensors")
     return report
+
+
+def _comparison(tensor: PlannedTensor, record: TensorRecord, norm: Tensor | None,
+                ) -> Callable[[TensorReader, int, int], tuple[bool, float, float]]:
+    """Of a block: whether its bits are right, the square of what was lost of the change, and of the change."""
+    def compare(reader: TensorReader, start: int, stop: int) -> tuple[bool, float, float]:
+        base = source_rows(tensor, reader, start, stop)
+        found = reader.rows(record, start, stop)
+        wanted, delta = _rows_and_delta(tensor, base, start, stop, norm)
+        same = _same_bits(found, wanted)
+        if delta is None:
+            return same, 0.0, 0.0
+        return same, _square_norm(found.float() - base.float() - delta), _square_norm(delta)
+
+    return compare
 
 
 def _square_norm(values: Tensor) -> float:

@@ -25,8 +25,8 @@ from core.models.safety import read_weight_map, weight_files
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
-BLOCK_BYTES = 32 * 2**20  # copied at once
-CHANGED_BYTES = 8 * 2**20  # changed at once, counted in fp64, of which a few lie beside each other
+BLOCK_BYTES = 4 * 2**20  # copied at once
+CHANGED_BYTES = 2 * 2**20  # changed at once, counted in fp64: a few of them lie beside each other in a core's cache
 TORCH_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
@@ -116,20 +116,21 @@ def read_shard(path: Path) -> Shard:
 
 
 class TensorReader:
-    """Reads pieces of tensors; keeps one shard open at a time."""
+    """Reads pieces of tensors; keeps the last two shards open. For one thread at a time."""
 
     def __init__(self) -> None:
-        self._path: Path | None = None
-        self._file: BufferedReader | None = None
+        self._files: dict[Path, BufferedReader] = {}
 
     def raw(self, record: TensorRecord, start: int, count: int) -> bytearray:
         """`count` bytes of the tensor from `start`."""
-        if self._path != record.shard or self._file is None:
-            self.close()
-            self._file, self._path = open(record.shard, "rb"), record.shard  # noqa: SIM115 - closed by close()
+        file = self._files.get(record.shard)
+        if file is None:
+            if len(self._files) == 2:
+                self._files.pop(next(iter(self._files))).close()
+            file = self._files[record.shard] = open(record.shard, "rb")  # noqa: SIM115 - closed by close()
         buffer = bytearray(count)
-        self._file.seek(record.offset + start)
-        if self._file.readinto(buffer) != count:
+        file.seek(record.offset + start)
+        if file.readinto(buffer) != count:
             raise ModelError(f"The weight file {record.shard} ends too early.", "Fetch the model again.")
         return buffer
 
@@ -148,10 +149,10 @@ class TensorReader:
         return self.rows(record, 0, record.rows).reshape(record.shape)
 
     def close(self) -> None:
-        """Close the open shard."""
-        if self._file is not None:
-            self._file.close()
-        self._file, self._path = None, None
+        """Close the open shards."""
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -179,7 +180,7 @@ class ShardWriter:
     """Writes one safetensors file: the header at once, then each tensor's bytes as they come."""
 
     def __init__(self, file: IO[bytes], tensors: Sequence[TensorSpec], metadata: dict[str, str]) -> None:
-        self._file = file
+        self.file = file
         self._remaining = sum(spec.nbytes for spec in tensors)
         header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
         offset = 0
@@ -191,11 +192,12 @@ class ShardWriter:
         text += b" " * (-len(text) % 8)
         file.write(struct.pack("<Q", len(text)) + text)
 
-    def write(self, piece: Tensor | bytearray) -> None:
-        """Append the next piece of the tensors' bytes, in the order of the header."""
+    def write(self, piece: Tensor | bytearray) -> int:
+        """Append the next piece of the tensors' bytes, in the order of the header; returns how many they are."""
         data = piece if isinstance(piece, bytearray) else _bytes_of(piece)
         self._remaining -= len(data)
-        self._file.write(data)
+        self.file.write(data)
+        return len(data)
 
     def finish(self) -> None:
         """Assert that exactly the announced bytes were written."""

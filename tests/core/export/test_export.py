@@ -87,11 +87,11 @@ def test_a_stop_leaves_nothing(stage: str, made: Made, tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write, calls = ShardWriter.write, []
 
-    def full(self: ShardWriter, piece: object) -> None:
+    def full(self: ShardWriter, piece: object) -> int:
         calls.append(piece)
         if len(calls) == 5:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(self, piece)  # type: ignore[arg-type]
+        return write(self, piece)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ShardWriter, "write", full)
     with pytest.raises(CoreError, match="disk became full"):
