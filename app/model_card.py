@@ -3,13 +3,11 @@
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QGridLayout, QStackedLayout, QVBoxLayout, QWidget
 
-from app import machine, theme
-from app.widgets import Card, ElidedLabel, EmptyState, ProblemLine, UsageBar, label, plain_tip, scrolled
+from app import theme
+from app.memory_probe import MemoryProbe
+from app.memory_view import MemoryView
+from app.widgets import Card, ElidedLabel, EmptyState, ProblemLine, label, scrolled
 from core import words
-from core.config import RunConfig
-from core.errors import AdapterError
-from core.estimate import Estimate, estimate
-from core.events import DataScanned
 from core.records import ModelCard
 
 FINGERPRINT_SHOWN = 12
@@ -19,7 +17,7 @@ NOTHING_CHOSEN = "Choose a model on the left. The starter comes along and is a g
 class ModelCardView(QWidget):
     """A card with facts and a memory bar; without a model one sentence says what to do."""
 
-    def __init__(self) -> None:
+    def __init__(self, probe: MemoryProbe) -> None:
         super().__init__()
         self.empty = EmptyState(NOTHING_CHOSEN, icon="cube")
         self._facts: dict[str, ElidedLabel] = {}
@@ -27,7 +25,7 @@ class ModelCardView(QWidget):
         self.origin = label("", "help", wrap=True, selectable=True)
         self.warnings = QVBoxLayout()
         self.warnings.setSpacing(4)
-        self.memory = MemoryLine("Memory that training needs")
+        self.memory = MemoryView(probe)
         card = Card()
         card.body.setSpacing(2 * theme.GRID)
         holder = QWidget()
@@ -86,53 +84,6 @@ class ModelCardView(QWidget):
             line = ProblemLine()
             line.set_problem(warning, "warning")
             self.warnings.addWidget(line)
-
-    def show_memory(self, config: RunConfig, card: ModelCard | None, scan: DataScanned | None) -> None:
-        """Set the memory bar for the run as it is put together."""
-        self.memory.show_estimate(estimated(config, card, scan))
-
-
-class MemoryLine(QWidget):
-    """`about 1.4 GB of 23 GB` above a bar; the tool tip tells the parts."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.text = label("", "body", wrap=True)
-        self.bar = UsageBar(name)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setSpacing(6)
-        layout.addWidget(self.text)
-        layout.addWidget(self.bar)
-
-    def show_estimate(self, found: Estimate | None) -> None:
-        """Show an estimate; None where nothing can be said."""
-        self.bar.setVisible(found is not None)
-        if found is None:
-            self.text.setText("Not known yet.")
-            self.setToolTip("")
-            return
-        total = machine.memory_bytes()
-        fits = "" if found.memory_bytes <= total else " That is more than this machine has."
-        self.text.setText(f"Training needs about {words.memory(found.memory_bytes)} of "
-                          f"{words.memory(total)}.{fits}")
-        self.bar.set_share(found.memory_bytes / total)
-        self.setToolTip(plain_tip(parts(found)))
-
-
-def estimated(config: RunConfig, card: ModelCard | None, scan: DataScanned | None) -> Estimate | None:
-    """The estimate, or None where the target layers match nothing or the model is not known."""
-    try:
-        return estimate(config, card, scan) if card is not None else None
-    except AdapterError:
-        return None
-
-
-def parts(found: Estimate) -> str:
-    """The parts of the memory, one to a line, and what was assumed."""
-    lines = [f"{name}: {words.memory(value)}" for name, value in found.memory.items()]
-    return "\n".join([*lines, "", *found.assumptions])
-
 
 def facts(card: ModelCard) -> dict[str, str]:
     """The card's figures in words."""

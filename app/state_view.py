@@ -13,9 +13,10 @@ SECTIONS = {"model": ("model",), "data": ("data",), "method": ("adapter", "train
 JOB_WORDS = {
     "ListModels": "looking for models", "PrepareStarter": "preparing the starter", "InspectModel": "reading the model",
     "ImportGguf": "importing", "DownloadModel": "downloading", "ScanData": "measuring the data",
-    "PreviewRows": "reading rows", "Generate": "answering", "Export": "exporting", "Unload": "freeing memory",
+    "PreviewRows": "reading rows", "ProbeMemory": "measuring a step", "Generate": "answering", "Export": "exporting",
+    "Unload": "freeing memory",
 }
-LONG_JOBS = ("ImportGguf", "DownloadModel", "Export")  # the model and the data are looked at after these
+LONG_JOBS = ("ImportGguf", "DownloadModel", "Export", "ProbeMemory")  # the model and the data are looked at after these
 
 
 class StateView:

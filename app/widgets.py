@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from PySide6.QtCore import QEvent, QRectF, QSize, Qt, Signal
-from PySide6.QtGui import QColor, QPainter, QPainterPath, QPaintEvent, QResizeEvent
+from PySide6.QtGui import QColor, QPainter, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import (
     QAbstractSpinBox,
     QBoxLayout,
@@ -232,40 +232,6 @@ class Pill(QFrame):
         painter.setBrush(tint)
         box = QRectF(self.rect()).adjusted(0.5, 0.5, -0.5, -0.5)
         painter.drawRoundedRect(box, box.height() / 2, box.height() / 2)
-
-
-class UsageBar(QWidget):
-    """A flat bar: how much of something is used. Turns to warning above 80%, to danger above 100%."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self._share = 0.0
-        self.setFixedHeight(8)
-        self.setMinimumWidth(80)
-        self.setAccessibleName(name)
-
-    def set_share(self, share: float) -> None:
-        """`share` of 1; may be above."""
-        self._share = max(share, 0.0)
-        self.setAccessibleDescription(f"{self._share:.0%}")
-        self.update()
-
-    def sizeHint(self) -> QSize:  # noqa: N802
-        """Wide enough to be read."""
-        return QSize(160, 8)
-
-    def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
-        """The groove and its filled part."""
-        colors = theme.colors()
-        painter = QPainter(self)
-        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
-        painter.setPen(Qt.PenStyle.NoPen)
-        groove = QPainterPath()
-        groove.addRoundedRect(QRectF(self.rect()), 4, 4)
-        painter.fillPath(groove, QColor(colors.hover))
-        tint = colors.danger if self._share > 1 else colors.warning if self._share > 0.8 else colors.accent
-        painter.setClipPath(groove)
-        painter.fillRect(QRectF(0, 0, self.width() * min(self._share, 1.0), self.height()), QColor(tint))
 
 
 class ElidedLabel(QLabel):

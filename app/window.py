@@ -18,6 +18,7 @@ from app.command_dialog import CommandDialog
 from app.draft import Draft, suggested_name
 from app.errors import ErrorDialog
 from app.frame import make_frame
+from app.memory_probe import MemoryProbe
 from app.menus import Menus
 from app.operations import Operations
 from app.pages.data import DataPage
@@ -63,12 +64,15 @@ class MainWindow(QMainWindow):
         self.settings = settings
         self._colours = colours
         self.draft = Draft(operations, parent=self)
+        self.memory = MemoryProbe(self.draft, operations, self)
         self.session = RunSession(operations, self)
         self.dialog: QDialog | None = None  # the newest that is open
         self._pages: dict[str, QWidget] = {}
         self._makers: dict[str, Callable[[], QWidget]] = {
-            "model": lambda: ModelPage(self.draft, operations), "data": lambda: DataPage(self.draft, operations),
-            "method": lambda: MethodPage(self.draft), "train": lambda: late_pages.make_train(self.session, self),
+            "model": lambda: ModelPage(self.draft, operations, self.memory),
+            "data": lambda: DataPage(self.draft, operations),
+            "method": lambda: MethodPage(self.draft, self.memory),
+            "train": lambda: late_pages.make_train(self.session, self),
             "runs": lambda: late_pages.make_runs(self.session, self),
             "chat": lambda: late_pages.make_chat(operations, self.draft, self.session, self),
         }

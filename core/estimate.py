@@ -94,11 +94,14 @@ def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None
     work = Work(dtype, once, several=_several_passes(config, once), on_cuda=config.training.on_cuda,
                 logits=min(once.tokens * card.vocabulary, CHUNK_LOGITS))
     memory = memory_parts(config, card, Trained(targets, trainable, lowest_layer(config, targets)), work)
+    adapter_bytes = _adapter_bytes(config, card, targets)
+    # the trained numbers with their two moments, and an adapter's own files, all in fp32
+    own_files = 0 if isinstance(config.adapter, FullConfig) else adapter_bytes
     return Estimate(
         trainable_parameters=trainable,
         total_parameters=card.parameters,
-        adapter_bytes=_adapter_bytes(config, card, targets),
-        checkpoint_bytes=_checkpoint_bytes(config, card, targets, trainable),
+        adapter_bytes=adapter_bytes,
+        checkpoint_bytes=12 * trainable + own_files,
         targets=tuple(targets),
         memory=memory,
         assumptions=(dtype_words, f"At most {once.tokens:,} tokens are computed at once.",
@@ -129,12 +132,6 @@ def lowest_layer(config: RunConfig, targets: list[ModuleInfo]) -> int:
     """Gradients go down to here."""
     extra = lowest_extra_layer(config)
     return min([module.layer for module in targets] + ([] if extra is None else [extra]), default=0)
-
-
-def _checkpoint_bytes(config: RunConfig, card: ModelCard, targets: list[ModuleInfo], trainable: int) -> int:
-    """The trained numbers with their two moments, and an adapter's own files, all in fp32."""
-    own = 0 if isinstance(config.adapter, FullConfig) else _adapter_bytes(config, card, targets)
-    return 12 * trainable + own
 
 
 def _computing_dtype(config: RunConfig) -> tuple[str, str]:

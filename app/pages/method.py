@@ -3,13 +3,14 @@
 from PySide6.QtCore import Slot
 from PySide6.QtWidgets import QHBoxLayout, QStackedLayout, QVBoxLayout, QWidget
 
-from app import machine, theme
+from app import theme
 from app.draft import Draft
 from app.form import Form
+from app.memory_probe import MemoryProbe
+from app.memory_view import MemoryView
 from app.method_choice import FIELD, MethodChoice, OptionalTable, optional_tables
-from app.model_card import estimated, parts
 from app.target_tree import TargetTree
-from app.widgets import Card, ElidedLabel, EmptyState, ProblemLine, UsageBar, plain_tip, scrolled
+from app.widgets import Card, ElidedLabel, EmptyState, ProblemLine, scrolled
 from core import words
 from core.config import AdapterConfig, FullConfig, RunConfig, TargetConfig
 from core.estimate import Estimate, advice
@@ -22,9 +23,10 @@ TARGETS = "adapter.target_modules"
 class MethodPage(QWidget):
     """Edits the sections `adapter` and `training` of the draft."""
 
-    def __init__(self, draft: Draft) -> None:
+    def __init__(self, draft: Draft, probe: MemoryProbe) -> None:
         super().__init__()
         self._draft = draft
+        self._probe = probe
         self._shown_targets: tuple[object, ...] = ()
         self.method = MethodChoice()
         self.method.chosen.connect(draft.set_value)
@@ -39,8 +41,7 @@ class MethodPage(QWidget):
         self.tree.chosen.connect(draft.set_values)
         self.target_problem = ProblemLine()
         self.live = ElidedLabel("", "strong")
-        self.memory_text = ElidedLabel("", "help")
-        self.memory_bar = UsageBar("Memory that training needs")
+        self.memory = MemoryView(probe)
         self.empty = EmptyState("The tree shows the layers of the model as soon as one is chosen.",
                                 icon="tree-structure")
         layout = QHBoxLayout(self)
@@ -104,8 +105,7 @@ class MethodPage(QWidget):
         card.body.addWidget(inner, 1)
         card.body.addWidget(self.target_problem)
         card.body.addWidget(self.live)
-        card.body.addWidget(self.memory_text)
-        card.body.addWidget(self.memory_bar)
+        card.body.addWidget(self.memory)
         return card
 
     def show_field(self, path: str) -> bool:
@@ -154,20 +154,9 @@ class MethodPage(QWidget):
             self.tree.set_adapter(adapter)
 
     def _show_estimate(self) -> None:
-        found = estimated(self._draft.config, self._draft.card, self._draft.scan)
-        self.memory_bar.setVisible(found is not None)
-        if found is None:
-            self.live.set_text("")
-            self.memory_text.set_text("")
-            return
-        total = machine.memory_bytes()
-        self.live.set_text(live_line(found))
-        file = "Model files" if isinstance(self._draft.config.adapter, FullConfig) else "Adapter file"
-        self.memory_text.set_text(f"{file} {words.size(found.adapter_bytes)} · memory about "
-                                  f"{words.memory(found.memory_bytes)} of {words.memory(total)}")
-        self.memory_bar.set_share(found.memory_bytes / total)
-        for widget in (self.memory_bar, self.memory_text):
-            widget.setToolTip(plain_tip(parts(found)))
+        found = self._probe.estimate()
+        file = "model files" if isinstance(self._draft.config.adapter, FullConfig) else "adapter file"
+        self.live.set_text("" if found is None else f"{live_line(found)} · {file} {words.size(found.adapter_bytes)}")
 
     def _show_problems(self) -> None:
         draft = self._draft
@@ -178,7 +167,7 @@ class MethodPage(QWidget):
         wrong = next((problem for problem in draft.problems if problem.field == TARGETS), None)
         self.target_problem.set_problem(f"{wrong.message} {wrong.hint}".strip() if wrong else "")
         self.live.setVisible(wrong is None)
-        self.memory_text.setVisible(wrong is None)
+        self.memory.setVisible(wrong is None)
 
 
 def live_line(found: Estimate) -> str:

@@ -11,6 +11,7 @@ from app import theme
 from app.draft import STARTER, Draft
 from app.hub_dialog import HubDialog
 from app.job_strip import JobStrip
+from app.memory_probe import MemoryProbe
 from app.model_card import ModelCardView
 from app.model_list import ModelList
 from app.operations import Operation, Operations
@@ -27,7 +28,7 @@ BUSY = "Another model is on its way. Wait for it, or cancel it."
 class ModelPage(QWidget):
     """Chooses `model.path`. Drop a model folder or a GGUF file on it."""
 
-    def __init__(self, draft: Draft, operations: Operations) -> None:
+    def __init__(self, draft: Draft, operations: Operations, probe: MemoryProbe) -> None:
         super().__init__()
         self._draft = draft
         self._operations = operations
@@ -43,7 +44,7 @@ class ModelPage(QWidget):
         self.notice = label("", "help", wrap=True)
         self.notice.hide()
         self.strip = JobStrip()
-        self.view = ModelCardView()
+        self.view = ModelCardView(probe)
         self._left = self._build_left()
         layout = QHBoxLayout(self)
         margin = theme.PAGE_MARGIN
@@ -53,7 +54,6 @@ class ModelPage(QWidget):
         layout.addWidget(self.view, 1)
         draft.config_changed.connect(self._config_changed)
         draft.card_changed.connect(self._card_changed)
-        draft.scan_changed.connect(lambda _scan: self._show_memory())
         draft.problems_changed.connect(lambda _problems: self._show_problem())
         draft.model_progress.connect(self._preparing)
         draft.checking_changed.connect(lambda _checking: self._show_problem())
@@ -152,7 +152,6 @@ class ModelPage(QWidget):
     @Slot(object)
     def _config_changed(self, config: RunConfig) -> None:
         self.models.mark(config.model.path)
-        self._show_memory()
         self._show_problem()
 
     @Slot(object)
@@ -162,7 +161,6 @@ class ModelPage(QWidget):
             if entry is None or entry.state != "ready":
                 self.refresh()  # it was just imported
         self._show_problem()
-        self._show_memory()
 
     @Slot(object)
     def _preparing(self, progress: Progress | None) -> None:
@@ -174,9 +172,6 @@ class ModelPage(QWidget):
         chosen = bool(self._draft.config.model.path)
         self.problem.set_problem(text if chosen else "")
         self.view.show_card(self._draft.card, chosen=chosen, refused=chosen and bool(text))
-
-    def _show_memory(self) -> None:
-        self.view.show_memory(self._draft.config, self._draft.card, self._draft.scan)
 
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:  # noqa: N802
         """Accept folders and files of this machine."""

@@ -11,6 +11,7 @@ from pytestqt.qtbot import QtBot
 
 from app.draft import Draft
 from app.hub_dialog import HubDialog
+from app.memory_probe import MemoryProbe
 from app.operations import Operations
 from app.pages.model import BUSY, ModelPage
 from core import events, jobs
@@ -27,7 +28,8 @@ def until_stopped(job: jobs.Job, control: Control) -> Iterator[events.Event]:
 
 @pytest.fixture
 def page(operations: Operations, qtbot: QtBot) -> ModelPage:
-    made = ModelPage(Draft(operations, debounce_ms=1), operations)
+    draft = Draft(operations, debounce_ms=1)
+    made = ModelPage(draft, operations, MemoryProbe(draft, operations, draft))
     qtbot.addWidget(made)
     made.show()
     qtbot.waitUntil(lambda: made.models.entry("starter") is not None)
