@@ -1,8 +1,10 @@
 """Several processes train as one does: with gloo, two processes on the CPU, started as torchrun starts them."""
 
 import json
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -116,15 +118,45 @@ def test_one_process_alone_changes_nothing() -> None:
     assert ranks.agreed("anything", lambda: "ours") == "ours"
 
 
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="forks a process that has torch")
 def test_two_processes_train_the_adapter_of_one(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     """An odd number of rows in a step, and a last step of an epoch with one row, of which the second rank has none."""
     config = _config(tiny_model, data, checkpoint_every=10, evaluate_every=10)
     list(train(Train(config, tmp_path / "one"), Control()))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")  # as torchrun would, without the seconds of importing torch again
+    ranks = [context.Process(target=_train_as, args=(rank, port, Train(config, tmp_path / "two"))) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(100)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    _require_same_run(RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two"))
+
+
+def _train_as(rank: int, port: int, job: Train) -> None:
+    """In a forked process: train as the process with this rank of two."""
+    os.environ |= {"TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    list(train(job, Control()))
+
+
+@pytest.mark.full
+def test_torchrun_trains_the_adapter_of_one_process_and_one_speaks(tiny_model: Path, data: Path, tmp_path: Path
+                                                                  ) -> None:
+    config = _config(tiny_model, data, checkpoint_every=10, evaluate_every=10)
+    list(train(Train(config, tmp_path / "one"), Control()))
     code, out, err = _torchrun("train", _run_file(config, tmp_path), "--run-dir", tmp_path / "two", "--json")
     assert code == 0, err
-    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
-    assert len(out.splitlines()) == len(list(two.read_events()))  # one process speaks
+    two = RunFolder(tmp_path / "two")
+    _require_same_run(RunFolder(tmp_path / "one"), two)
+    assert len(out.splitlines()) == len(list(two.read_events()))
     assert json.loads(out.splitlines()[-1])["outcome"] == "finished"
+
+
+def _require_same_run(one: RunFolder, two: RunFolder) -> None:
+    """Gradients within 1e-6, adapters after 20 steps within 1e-5."""
     assert _events(two.path, Planned)[0].device == "2 x cpu"
     for ours, theirs in zip(_steps(one.path), _steps(two.path), strict=True):
         assert (ours.tokens, ours.supervised_tokens, ours.learning_rate) == (
