@@ -56,6 +56,7 @@ class JobRunner:
         """
         if role == "train":
             importlib.import_module("core.training.loop")
+            importlib.import_module("core.models.warm").import_families()
             device = importlib.import_module("core.models.device")
             device.resolve_dtype("auto", device.resolve_device("auto"))
         else:

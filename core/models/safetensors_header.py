@@ -5,6 +5,7 @@ Layout: 8 bytes little-endian header length, that many bytes of JSON
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import IO, Any, TypeGuard
@@ -52,12 +53,18 @@ class SafetensorsHeader:
 
 
 def read_header(path: Path) -> SafetensorsHeader:
-    """Read and verify the header of one safetensors file.
+    """Read and verify the header of one safetensors file; the last ones are kept until their file changes.
 
     Raises:
         ModelError: damaged, cut off, or made to mislead; names the file.
     """
     size = require_regular(path)
+    status = path.stat()
+    return _verified_header(path, size, (status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+
+
+@lru_cache(maxsize=64)  # a run asks for them three times before it starts
+def _verified_header(path: Path, size: int, state: tuple[int, ...]) -> SafetensorsHeader:
     try:
         with open(path, "rb") as file:
             raw = _raw_header(file, size, path)

@@ -37,8 +37,8 @@ from core.training.segments import segmented_attention
 from core.training.shard import shard_base, should_shard
 
 _DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-_PROBE_ROWS = 3
-_PROBE_TOKENS = 48
+_PROBE_ROWS = 2
+_PROBE_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,8 @@ def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str
     with torch.no_grad():
         expected = [_value(direct_loss, model, batch.to(device)) for row in probe for batch in pad([row])]
         whole = sum(expected)
+        if packing != "off" and _packs(chunked_loss, model, probe, whole, device):  # both at once, as nearly always
+            return chunked_loss, pack, True, ""
         loss: SummedLoss = direct_loss
         reasons = []
         if _agrees(lambda: _value(chunked_loss, model, pad(probe)[0].to(device)), whole, model.dtype):
@@ -180,14 +182,20 @@ def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str
             reasons.append("the output layer of this model is computed the plain way, with more memory")
         if packing == "off":
             return loss, pad, False, ""
-        with segmented_attention(model):
-            packed = _agrees(lambda: _value(loss, model, pack(probe)[0].to(device)), whole, model.dtype)
+        packed = _packs(loss, model, probe, whole, device)
     if not packed:
         if packing == "on":
             raise CoreError("Packing is on, but this model can not keep packed rows apart exactly.",
                             "Set packing to auto or off.")
         reasons.append("rows are padded, as packed rows would not be kept apart exactly in this model")
     return loss, pack if packed else pad, packed, "; ".join(reasons).capitalize()
+
+
+def _packs(loss: SummedLoss, model: PreTrainedModel, probe: Sequence[EncodedRow], expected: float,
+           device: torch.device) -> bool:
+    """True where packed rows have the loss that they have alone."""
+    with segmented_attention(model):
+        return _agrees(lambda: _value(loss, model, pack(probe)[0].to(device)), expected, model.dtype)
 
 
 def probe_rows(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
