@@ -11,10 +11,10 @@ from PySide6.QtGui import QUndoStack
 from app.config_change import ConfigChange, changed_config
 from app.operations import Operations
 from core.config import STARTER, RunConfig, field_errors
-from core.estimate import Problem, problems
 from core.events import DataScanned, Failed, ModelInspected, Progress, Result
 from core.jobs import InspectModel, PrepareStarter, ScanData
 from core.records import ModelCard
+from core.run_problems import Problem, problems
 
 SLICE_SECONDS = 0.5  # of a scan, after which other short jobs have their turn
 

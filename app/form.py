@@ -12,7 +12,7 @@ from app import theme
 from app.field_editor import FieldEditor, extra, title
 from app.fields import make_editor
 from app.widgets import ProblemLine, button, label
-from core.estimate import Problem
+from core.run_problems import Problem
 
 COLUMNS = 2
 

@@ -12,7 +12,7 @@ from app.field_editor import extra, words
 from app.form import Form
 from app.widgets import Card, ProblemLine, label, plain_tip
 from core.config import METHODS, LowRankConfig, RunConfig, Section
-from core.estimate import Problem
+from core.run_problems import Problem
 
 FIELD = "adapter.method"
 

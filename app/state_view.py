@@ -7,7 +7,7 @@ from app.operations import Operations
 from app.run_session import RunSession
 from app.sidebar import Sidebar, Sign
 from core import words
-from core.estimate import Problem, planned_steps
+from core.run_problems import Problem, planned_steps
 
 SECTIONS = {"model": ("model",), "data": ("data",), "method": ("adapter", "training")}
 JOB_WORDS = {

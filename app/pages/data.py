@@ -16,8 +16,8 @@ from app.row_browser import RowBrowser
 from app.widgets import Card, ElidedLabel, EmptyState, Pill, ProblemLine, button, clear_layout, label, plain_tip, row
 from core import words
 from core.config import DataConfig, RunConfig
-from core.estimate import advice
 from core.events import DataScanned
+from core.run_problems import advice
 
 FILES = "data.train"
 FILE_FILTER = "Data (*.jsonl *.json *.csv *.tsv *.txt *.md);;All files (*)"

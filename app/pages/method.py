@@ -13,8 +13,9 @@ from app.target_tree import TargetTree
 from app.widgets import Card, ElidedLabel, EmptyState, ProblemLine, scrolled
 from core import words
 from core.config import AdapterConfig, FullConfig, RunConfig, TargetConfig
-from core.estimate import Estimate, advice
+from core.estimate import Estimate
 from core.records import ModelCard
+from core.run_problems import advice
 
 FORM_WIDTH = 396
 TARGETS = "adapter.target_modules"

@@ -54,6 +54,7 @@ from core.models.library import resolve
 from core.models.starter import starter_ready
 from core.paths import SAMPLE_RUN_FILE
 from core.records import ModelCard
+from core.run_problems import advice, problems
 from core.runs.folder import RunFolder
 
 _LOOK_SECONDS = 0.2
@@ -160,8 +161,8 @@ def estimate(options: argparse.Namespace, control: Control) -> Iterator[Event]:
         **probed,
         "targets": len(found.targets),
         "assumptions": list(found.assumptions),
-        "problems": [dataclasses.asdict(problem) for problem in estimates.problems(config, card)],
-        "advice": [dataclasses.asdict(item) for item in estimates.advice(config, card)],
+        "problems": [dataclasses.asdict(problem) for problem in problems(config, card)],
+        "advice": [dataclasses.asdict(item) for item in advice(config, card)],
     })
 
 

@@ -14,7 +14,7 @@ from app.form import Form
 from app.number_boxes import scientific
 from app.number_fields import FloatEditor, IntEditor, OptionalIntEditor
 from core.config import DataConfig, LoraConfig, Section, TrainingConfig, option
-from core.estimate import Problem
+from core.run_problems import Problem
 
 
 @pytest.mark.parametrize("model", [DataConfig, LoraConfig, TrainingConfig])

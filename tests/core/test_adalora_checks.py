@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 
 from core.adapter_shapes import adapter_shapes, trained_parameters
 from core.config import AdaLoraConfig, RunConfig, parse_config
-from core.estimate import advice, estimate, problems
+from core.estimate import estimate
 from core.events import DataScanned
 from core.records import ModelCard, ModuleInfo
+from core.run_problems import advice, problems
 
 
 def _card(size: int = 64) -> ModelCard:

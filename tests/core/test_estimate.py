@@ -8,9 +8,10 @@ from safetensors.numpy import save
 
 from core.config import RunConfig, parse_config
 from core.errors import AdapterError
-from core.estimate import Estimate, Problem, advice, estimate, measured, planned_steps, problems
+from core.estimate import Estimate, estimate, measured
 from core.events import DataScanned
 from core.records import ModelCard, ModuleInfo
+from core.run_problems import Problem, advice, planned_steps, problems
 
 
 def module(name: str, layer: int, inputs: int, outputs: int) -> ModuleInfo:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from core.config import DoraConfig, LoraConfig, ModelConfig, RunConfig, load_config
-from core.estimate import problems
+from core.run_problems import problems
 from core.start import adapter_folder, settings_from, start_problem
 
 CONFIG = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1,

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from core.config import DataConfig, LoraConfig, ModelConfig, RunConfig, TrainingConfig
 from core.control import Control
 from core.errors import AdapterError
-from core.estimate import estimate, problems
+from core.estimate import estimate
 from core.events import Result
 from core.export.export import export
 from core.jobs import Export, Generate, Resume, Train
@@ -23,6 +23,7 @@ from core.lora.beside import add_tokens
 from core.lora.inject import adapter_disabled, remove
 from core.models.inspect import read_card
 from core.models.load import load_model, load_tokenizer
+from core.run_problems import problems
 from core.runs.folder import RunFolder
 from core.training.generate import generate
 from core.training.loop import resume, train

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from core.config import DoraConfig, LoraConfig, ModelConfig, RunConfig
 from core.errors import AdapterError
-from core.estimate import estimate, problems
+from core.estimate import estimate
 from core.lora.adaptation import Adaptation
 from core.lora.adapter_file import save_adapter
 from core.lora.attach import load_adapter
@@ -21,6 +21,7 @@ from core.lora.inject import adapter_disabled, inject, lora_layers, remove
 from core.lora.method import Material
 from core.models.inspect import read_card
 from core.models.load import load_model
+from core.run_problems import problems
 
 IDS = torch.arange(20, 60)[None]
 # name: (family, our fields, peft's fields)

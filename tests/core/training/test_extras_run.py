@@ -12,7 +12,7 @@ from core.adapter_folder import adapter_folder_bytes, is_adapter_folder, named_b
 from core.config import RunConfig, parse_config
 from core.control import Control
 from core.errors import AdapterError, CoreError
-from core.estimate import estimate, problems
+from core.estimate import estimate
 from core.events import Event, Planned, ReceiptReady, Result, StepDone
 from core.export.export import export
 from core.export.versions import AdapterCase
@@ -22,6 +22,7 @@ from core.lora.attach import load_adapter
 from core.lora.inject import remove
 from core.models.inspect import read_card
 from core.models.load import load_model
+from core.run_problems import problems
 from core.runs.folder import RunFolder
 from core.runs.history import summarise
 from core.training.checkpoint import damage

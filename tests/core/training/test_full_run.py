@@ -13,7 +13,7 @@ from core.config import FullConfig, RunConfig, parse_config
 from core.control import Control
 from core.data.batching import pad, step_rows
 from core.errors import AdapterError, CoreError
-from core.estimate import estimate, problems
+from core.estimate import estimate
 from core.events import Event, Finished, Planned, StepDone
 from core.jobs import Generate, Resume, Train
 from core.lora.full import load_values
@@ -21,6 +21,7 @@ from core.lora.method import Material
 from core.models.inspect import read_card
 from core.models.load import load_model, load_tokenizer
 from core.models.save import save_model, stored_tensors
+from core.run_problems import problems
 from core.runs.folder import RunFolder
 from core.runs.history import summarise
 from core.targets import select_targets

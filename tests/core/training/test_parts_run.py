@@ -10,10 +10,11 @@ from tiny_models import build_tiny
 from core.adapter_folder import WEIGHTS_NAME
 from core.config import RunConfig, parse_config
 from core.control import Control
-from core.estimate import advice, estimate, problems
+from core.estimate import estimate
 from core.events import Event, GenerationDone, Planned, StepDone
 from core.jobs import Generate, Resume, Train
 from core.models.inspect import read_card
+from core.run_problems import advice, problems
 from core.runs.folder import RunFolder
 from core.training.generate import generate
 from core.training.loop import resume, train
