@@ -1,10 +1,11 @@
 """Our side: a run as the engine does it, measured by its own events."""
 
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
+from bench.draining import finish
 from bench.speed.flops import PLACES, Linear, Shape, training_flops
 from bench.speed.machine import StepClock, matrix_speed
 from core.config import LowRankConfig, RunConfig, parse_config
@@ -15,7 +16,7 @@ from core.data.scan import scan_dataset
 from core.data.template import EncodedRow
 from core.demo import peak_rss_bytes
 from core.estimate import estimate
-from core.events import DataScanned, Event, Note, Planned, StepDone
+from core.events import DataScanned, Note, Planned, StepDone
 from core.jobs import ScanData, Train
 from core.models.inspect import read_card
 from core.models.library import resolve
@@ -23,8 +24,6 @@ from core.models.load import load_tokenizer
 from core.records import ModelCard
 from core.targets import rank_of, select_targets
 from core.training.loop import train
-
-Answer = TypeVar("Answer")
 
 
 def train_once(config: dict[str, Any], warm: int = 0, count: bool = False) -> dict[str, Any]:
@@ -103,12 +102,3 @@ def estimated_bytes(config: RunConfig) -> int:
     """The peak of memory that is shown before Start, when the data was scanned."""
     scan = next(event for event in scan_dataset(ScanData(config), Control()) if isinstance(event, DataScanned))
     return estimate(config, read_card(resolve(config.model.path)), scan).memory_bytes
-
-
-def finish(stream: Generator[Event, None, Answer]) -> Answer:
-    """Run a generator to its end and give what it returns."""
-    while True:
-        try:
-            next(stream)
-        except StopIteration as end:
-            return end.value

@@ -8,26 +8,24 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Generator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
+from bench.draining import finish
 from bench.speed.machine import matrix_speed
 from bench.study.cells import Cell, cells
 from core import files
 from core.config import RunConfig, load_config, with_overrides
 from core.control import Control
 from core.demo import answer_rows, peak_rss_bytes, read_held_out
-from core.events import Evaluated, Event, Finished, Planned, StepDone
+from core.events import Evaluated, Finished, Planned, StepDone
 from core.jobs import Train
 from core.paths import SAMPLE_RUN_FILE
 from core.runs.folder import RunFolder
 from core.scoring import exact_match
 from core.training.loop import train
-
-Answer = TypeVar("Answer")
 
 
 def main() -> int:
@@ -84,15 +82,6 @@ def measure(cell: Cell, config: RunConfig, heldout: int) -> dict[str, Any]:
             answers = finish(answer_rows(config, run.final, rows, "Scoring", Control()))
             result |= {"exact_match": exact_match(answers, rows), "heldout_rows": len(rows)}
     return result
-
-
-def finish(stream: Generator[Event, None, Answer]) -> Answer:
-    """Run a generator to its end and give what it returns."""
-    while True:
-        try:
-            next(stream)
-        except StopIteration as end:
-            return end.value
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ class _PassedLayer(nn.Module):
 
 def find_frozen_part(model: PreTrainedModel) -> tuple[FrozenPart | None, str]:
     """What lies below the lowest trained layer of `model`; None and why where there is nothing or it may change."""
-    layers = _decoder_layers(model)
+    layers = decoder_layers(model)
     if layers is None:
         return None, "the layers of this model are not known"
     depth = next((index for index, layer in enumerate(layers) if _learns(layer)), len(layers))
@@ -143,7 +143,8 @@ def find_frozen_part(model: PreTrainedModel) -> tuple[FrozenPart | None, str]:
     return FrozenPart(model, layers, depth), ""
 
 
-def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
+    """The layers of `model` in their order; None where they can not be told from other modules."""
     count = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
     found = [child for child in body_of(model).children() if isinstance(child, nn.ModuleList) and len(child) == count]
     return found[0] if len(found) == 1 else None

@@ -6,7 +6,7 @@ own squares, where a block-diagonal mask would cost the square of the whole pack
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -85,18 +85,25 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int |
     return weights.to(v.dtype) @ v
 
 
-def no_mask(*args: Any, **kwargs: Any) -> None:
-    """The segments say who sees whom, so transformers need not build a mask."""
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """The attention itself knows who sees whom, so transformers need not build a mask."""
 
 
 @contextlib.contextmanager
 def segmented_attention(model: PreTrainedModel) -> Iterator[None]:
     """Inside, `model` takes packed rows; call it with `boundaries=` and without an attention mask."""
-    AttentionInterface.register(NAME, packed_segments)
-    AttentionMaskInterface.register(NAME, no_mask)
+    with own_attention(model, NAME, packed_segments):
+        yield
+
+
+@contextlib.contextmanager
+def own_attention(model: PreTrainedModel, name: str, function: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
+    """Inside, the layers of `model` call `function`, which is registered with transformers as `name`."""
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, _no_mask)
     before = model.config._attn_implementation
     assert before is not None  # load_model chooses one
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(name)
     try:
         yield
     finally:

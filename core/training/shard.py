@@ -7,11 +7,12 @@ output layer stay whole too, as the loss reads them without calling their module
 """
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from core.config import FullConfig, QLoraConfig, RunConfig
 from core.errors import CoreError
+from core.lora.prefix import body_of
+from core.training.frozen_part import decoder_layers
 from core.training.parallel import Ranks
 
 _LARGEST_SHARE = 0.7  # of a GPU's memory for the frozen weights; the rest is for the step
@@ -53,8 +54,7 @@ def shard_base(model: PreTrainedModel, device: torch.device, ranks: Ranks) -> No
     from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415 - seconds that most runs need not wait
     from torch.distributed.fsdp import fully_shard  # noqa: PLC0415
 
-    body = model.base_model
-    layers = _decoder_layers(model)
+    layers = decoder_layers(model)
     if layers is None:
         raise CoreError("The base can not be spread over the processes: the layers of this model are not known.",
                         "Set training.parallel to replicate.")
@@ -69,11 +69,5 @@ def shard_base(model: PreTrainedModel, device: torch.device, ranks: Ranks) -> No
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
     # it holds no weights of its own; as the root it lets the next layer's weights come while one computes
-    fully_shard(body, mesh=mesh, ignored_params=whole)
+    fully_shard(body_of(model), mesh=mesh, ignored_params=whole)
     ranks.sharded = True
-
-
-def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
-    count = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
-    found = [child for child in model.base_model.children() if isinstance(child, nn.ModuleList) and len(child) == count]
-    return found[0] if len(found) == 1 else None

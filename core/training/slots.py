@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
-from core.training.segments import attend, no_mask
+from core.training.segments import attend, own_attention
 
 NAME = "slots"
 
@@ -137,12 +137,5 @@ def _slotted(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, atten
 @contextlib.contextmanager
 def slotted_attention(model: PreTrainedModel) -> Iterator[None]:
     """Inside, `model` takes what `Slots.step` gives."""
-    AttentionInterface.register(NAME, _slotted)
-    AttentionMaskInterface.register(NAME, no_mask)
-    before = model.config._attn_implementation
-    assert before is not None  # load_model chooses one
-    model.set_attn_implementation(NAME)
-    try:
+    with own_attention(model, NAME, _slotted):
         yield
-    finally:
-        model.set_attn_implementation(before)

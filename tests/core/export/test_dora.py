@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from tiny_models import FAMILIES
 from transformers import AutoModelForCausalLM
 
+from bench.draining import finish
 from core.config import DoraConfig
 from core.control import Control
 from core.export import change, merge
@@ -23,14 +24,6 @@ from core.export.versions import AdapterCase, MergedCase
 from core.jobs import Export
 from core.lora.adapter_file import read_adapter
 from core.lora.peft_keys import Contents
-
-
-def ended(job):
-    while True:
-        try:
-            next(job)
-        except StopIteration as end:
-            return end.value
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -57,7 +50,7 @@ def test_the_receipt_is_green(family: str, dtype: str, whole: bool, bases: Calla
     keys = match_keys(skeleton(made.base), checkpoint.tensors)
     plan = plan_merge(checkpoint, keys, Contents(pairs), dtype)  # type: ignore[arg-type]
     case = MergedCase(made.base, made.run.adapter, pairs, out, plan, keys)
-    receipt = ended(merged_receipt(case, out, Control(), whole=whole))
+    receipt = finish(merged_receipt(case, out, Control(), whole=whole))
     assert receipt.passed, receipt.explanation
     assert receipt.largest_difference <= TOLERANCE
     assert (receipt.realised_delta_error < 1e-5) == (dtype == "base")
@@ -71,7 +64,7 @@ def test_the_adapter_itself_and_in_sixteen_bit(whole: bool, bases: Callable[[str
         run_export(Export(made.run.path, "adapter", out, dtype=dtype, receipt=False))  # type: ignore[arg-type]
         case = AdapterCase(made.base, made.run.adapter, read_adapter(made.run.adapter).pairs, out,
                            read_adapter(out).pairs)
-        receipt = ended(adapter_receipt(case, out, Control(), whole=whole))
+        receipt = finish(adapter_receipt(case, out, Control(), whole=whole))
         assert receipt.passed, receipt.explanation
         assert (receipt.realised_delta_error == 0.0) == (dtype == "base")
         magnitudes = {name: tensor.dtype for name, tensor in load_file(out / "adapter_model.safetensors").items()

@@ -1,6 +1,6 @@
 """A receipt is green for what is right and red for anything else."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,9 +8,9 @@ import torch
 from export_help import Made, build_run, run_export
 from safetensors.torch import load_file, save_file
 
+from bench.draining import finish
 from core.control import Control
 from core.errors import Cancelled
-from core.events import Event
 from core.export import probe
 from core.export.export import find_source
 from core.export.keys import match_keys, skeleton
@@ -20,15 +20,6 @@ from core.export.shards import read_checkpoint
 from core.export.versions import AdapterCase, MergedCase
 from core.jobs import Export
 from core.lora.adapter_file import read_adapter
-from core.records import Receipt
-
-
-def receipt_of(job: Generator[Event, None, Receipt]) -> Receipt:
-    while True:
-        try:
-            next(job)
-        except StopIteration as end:
-            return end.value
 
 
 def merged_case(made: Made, out: Path, dtype: str) -> MergedCase:
@@ -55,7 +46,7 @@ def tamper(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tenso
 def test_a_right_export_passes(family: str, dtype: str, bases: Callable[[str], Path], tmp_path: Path) -> None:
     made = build_run(tmp_path / "run", bases(family))
     case = merged_case(made, tmp_path / "out", dtype)
-    receipt = receipt_of(merged_receipt(case, tmp_path / "out", Control()))
+    receipt = finish(merged_receipt(case, tmp_path / "out", Control()))
     assert receipt.passed, receipt.explanation
     assert receipt.largest_difference <= TOLERANCE
     assert len(receipt.rows) == len(probe.PROMPTS)
@@ -71,8 +62,8 @@ def test_a_right_export_passes(family: str, dtype: str, bases: Callable[[str], P
 @pytest.mark.parametrize("dtype", ["base", "bf16"])
 def test_layer_by_layer_gives_the_same_receipt(dtype: str, made: Made, tmp_path: Path) -> None:
     case = merged_case(made, tmp_path / "out", dtype)
-    whole = receipt_of(merged_receipt(case, tmp_path / "out", Control(), whole=True))
-    layered = receipt_of(merged_receipt(case, tmp_path / "out", Control(), whole=False))
+    whole = finish(merged_receipt(case, tmp_path / "out", Control(), whole=True))
+    layered = finish(merged_receipt(case, tmp_path / "out", Control(), whole=False))
     assert layered.passed, layered.explanation
     assert "layer by layer" in layered.explanation
     for left, right in zip(whole.rows, layered.rows, strict=True):
@@ -84,7 +75,7 @@ def test_layer_by_layer_gives_the_same_receipt(dtype: str, made: Made, tmp_path:
 def test_a_changed_tensor_gives_a_red_receipt(whole: bool, made: Made, tmp_path: Path) -> None:
     case = merged_case(made, tmp_path / "out", "base")
     tamper(tmp_path / "out", "model.layers.1.mlp.up_proj.weight", lambda tensor: tensor * 1.01)
-    receipt = receipt_of(merged_receipt(case, tmp_path / "out", Control(), whole=whole))
+    receipt = finish(merged_receipt(case, tmp_path / "out", Control(), whole=whole))
     assert not receipt.passed
     assert "model.layers.1.mlp.up_proj.weight" in receipt.explanation
     assert receipt.largest_difference > TOLERANCE
@@ -98,7 +89,7 @@ def test_one_number_that_no_prompt_touches_is_found(made: Made, tmp_path: Path) 
         return tensor
 
     tamper(tmp_path / "out", "model.embed_tokens.weight", one_bit)
-    receipt = receipt_of(merged_receipt(case, tmp_path / "out", Control()))
+    receipt = finish(merged_receipt(case, tmp_path / "out", Control()))
     assert not receipt.passed
     assert "model.embed_tokens.weight" in receipt.explanation
 
@@ -106,7 +97,7 @@ def test_one_number_that_no_prompt_touches_is_found(made: Made, tmp_path: Path) 
 def test_an_export_that_can_not_be_loaded_is_red(made: Made, tmp_path: Path) -> None:
     case = merged_case(made, tmp_path / "out", "base")
     (tmp_path / "out" / "config.json").write_text("{}")
-    receipt = receipt_of(merged_receipt(case, tmp_path / "out", Control()))
+    receipt = finish(merged_receipt(case, tmp_path / "out", Control()))
     assert not receipt.passed
     assert "could not be compared" in receipt.explanation
 
@@ -118,7 +109,7 @@ def test_adapters_as_they_are_and_rounded(whole: bool, made: Made, tmp_path: Pat
         run_export(Export(made.run.path, "adapter", out, dtype=dtype, receipt=False))  # type: ignore[arg-type]
         pairs, exported = read_adapter(made.run.adapter).pairs, read_adapter(out).pairs
         case = AdapterCase(made.base, made.run.adapter, pairs, out, exported)
-        receipt = receipt_of(adapter_receipt(case, out, Control(), whole=whole))
+        receipt = finish(adapter_receipt(case, out, Control(), whole=whole))
         assert receipt.passed, receipt.explanation
         assert (receipt.realised_delta_error == 0.0) == (dtype == "base")
 
@@ -128,7 +119,7 @@ def test_a_changed_adapter_is_red(made: Made, tmp_path: Path) -> None:
     tamper(tmp_path / "out", "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight", lambda x: x * 1.1)
     case = AdapterCase(made.base, made.run.adapter, read_adapter(made.run.adapter).pairs, tmp_path / "out",
                        read_adapter(tmp_path / "out").pairs)
-    receipt = receipt_of(adapter_receipt(case, tmp_path / "out", Control()))
+    receipt = finish(adapter_receipt(case, tmp_path / "out", Control()))
     assert not receipt.passed
     assert "model.layers.0.self_attn.q_proj" in receipt.explanation
     assert receipt.realised_delta_error == pytest.approx(0.1 * _share(case), rel=1e-3)

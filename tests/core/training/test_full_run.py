@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_models import build_tiny
 
+from bench.draining import finish
 from core.base_memory import trained_numbers
 from core.config import FullConfig, RunConfig, parse_config
 from core.control import Control
@@ -51,20 +52,11 @@ def _of(kind: type, events: list[Event]) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
 
 
-def _prepared(config: RunConfig) -> Any:
-    stream = prepare(config, Control())
-    while True:
-        try:
-            next(stream)
-        except StopIteration as end:
-            return end.value
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ten_steps_are_those_of_plain_adamw_on_the_whole_model(data: Path, tmp_path: Path, family: str) -> None:
     config = _config(build_tiny(family, tmp_path / family), data, evaluate_every=0)
     _run(config, tmp_path / "run")
-    setup = _prepared(config)  # only its rows are used
+    setup = finish(prepare(config, Control()))  # only its rows are used
     plain = load_model(tmp_path / family, CPU, torch.float32).requires_grad_(True)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, weight_decay=0.0,
                                   betas=(0.9, getattr(config.training, "adam_beta2", 0.999)))

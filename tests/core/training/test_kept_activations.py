@@ -11,6 +11,7 @@ import torch
 from tiny_models import FAMILIES, build_tiny
 from torch import Tensor
 
+from bench.draining import finish
 from core.config import NoAdapterConfig, RunConfig, parse_config
 from core.control import Control
 from core.estimate import lowest_layer
@@ -19,19 +20,10 @@ from core.lora.method import train_mode
 from core.models.inspect import read_card
 from core.targets import select_targets
 from core.training.segments import segmented_attention
-from core.training.setup import Setup, prepare
+from core.training.setup import prepare
 
 LENGTH, ROWS = 48, 3
 ALL_LINEAR = {"target_modules": "all-linear"}
-
-
-def made_setup(config: RunConfig) -> Setup:
-    stream = prepare(config, Control())
-    while True:
-        try:
-            next(stream)
-        except StopIteration as end:
-            return end.value
 
 
 def config_for(model: Path, folder: Path, **sections: Any) -> RunConfig:
@@ -66,7 +58,7 @@ def storages(known: set[int]) -> Iterator[dict[int, int]]:
 
 def kept_and_counted(config: RunConfig) -> tuple[int, int]:
     """Bytes that the layers really keep, and what the estimate counts."""
-    setup = made_setup(config)
+    setup = finish(prepare(config, Control()))
     model = setup.model
     train_mode(model)
     known = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
