@@ -3,18 +3,39 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_engine import FakeClient, make_card
 from PySide6.QtGui import QPalette
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
+from shiboken6 import isValid
 
 from app.operations import Operations
 from app.theme import Theme
 from core import records
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")  # no window may come up while the tests run
+
+
+@pytest.fixture(autouse=True)
+def no_thread_outlives_its_test(qapp: QApplication, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close whatever operations a test has made: their threads would run on into other tests."""
+    made: list[Operations] = []
+    make = Operations.__init__
+
+    def remember(self: Operations, *args: Any, **options: Any) -> None:
+        make(self, *args, **options)
+        made.append(self)
+
+    monkeypatch.setattr(Operations, "__init__", remember)
+    yield
+    for operations in made:
+        if isValid(operations) and operations.busy:
+            operations.close(keep_training=False)
+            qapp.processEvents()
+            assert not operations.busy, "an engine's thread does not end"
 
 
 @pytest.fixture

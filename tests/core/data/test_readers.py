@@ -2,10 +2,10 @@
 
 import json
 import os
-import tracemalloc
 from pathlib import Path
 
 import pytest
+from traced import traced
 
 from core.data import source
 from core.data.readers import TEXT_BLOCK_CHARACTERS, read_rows
@@ -200,12 +200,14 @@ def test_an_endless_row_is_refused_in_bounded_memory(tmp_path, monkeypatch, name
     with open(file, "wb") as out:
         out.write(start)
         out.truncate(200 * limit)  # a hole: all NUL
-    tracemalloc.start()
-    with pytest.raises(DataError) as caught:
-        values(file)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert "longer than 1 MB" in caught.value.message or "NUL" in caught.value.message
+
+    def refusal() -> str:
+        with pytest.raises(DataError) as caught:
+            values(file)
+        return caught.value.message
+
+    message, peak = traced(refusal)
+    assert "longer than 1 MB" in message or "NUL" in message
     assert peak < 12 * limit
 
 
@@ -213,10 +215,7 @@ def test_memory_stays_flat_over_a_long_file(tmp_path):
     line = json.dumps({"text": "x" * 1000}) + "\n"
     for name, content in (("long.jsonl", line * 4_000), ("long.json", "[" + ",".join([line] * 4_000) + "]")):
         file = write(tmp_path, content, name)
-        tracemalloc.start()
-        count = sum(1 for _ in read_rows(file))
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+        count, peak = traced(lambda file=file: sum(1 for _ in read_rows(file)))
         assert count == 4_000
         assert peak < 2**20, name
 
