@@ -12,7 +12,9 @@ def memory_bytes() -> int:
     return psutil.virtual_memory().total
 
 
-def words() -> str:
-    """`CPU, 2 cores · 25 GB`."""
+def words(accelerator: str = "") -> str:
+    """`CPU, 2 cores · 25 GB`, or the accelerator's own words where there is one."""
+    if accelerator:
+        return accelerator
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     return f"CPU, {plural(cores, 'core')} · {memory(memory_bytes())}"

@@ -36,6 +36,11 @@ class Client(Protocol):
         """How many GPUs of this machine can train one run together, as far as is known."""
         ...
 
+    @property
+    def accelerator(self) -> str:
+        """The GPU that computes by default; "" for the processor, or as long as it is not known."""
+        ...
+
     def start(self) -> None:
         """Start the engine process without waiting for it."""
         ...

@@ -35,9 +35,9 @@ class RunPicker(QWidget):
         layout = QHBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(theme.GRID)
-        for caption, box in (("Run", self.run_box), ("Checkpoint", self.checkpoint_box)):
-            layout.addWidget(label(caption, "help"))
-            layout.addWidget(box)
+        self._checkpoint_caption = label("Checkpoint", "help")
+        for widget in (label("Run", "help"), self.run_box, self._checkpoint_caption, self.checkpoint_box):
+            layout.addWidget(widget)
         self.run_box.currentIndexChanged.connect(self._run_changed)
         self.checkpoint_box.currentIndexChanged.connect(self.changed)
         self.set_runs([])
@@ -95,6 +95,8 @@ class RunPicker(QWidget):
         for adapter in self.run.adapters if self.run else ():
             self.checkpoint_box.addItem(adapter.title, adapter)
         self.checkpoint_box.setEnabled(self.checkpoint_box.count() > 1)
+        for widget in (self._checkpoint_caption, self.checkpoint_box):
+            widget.setVisible(self.checkpoint_box.count() > 0)
 
     @Slot()
     def _run_changed(self) -> None:

@@ -63,7 +63,12 @@ class Sidebar(QWidget):
             layout.addWidget(self._button(entry))
         layout.addStretch(1)
         layout.addWidget(self.engine)
-        layout.addWidget(ElidedLabel(machine.words(), "help"))
+        self.machine = ElidedLabel(machine.words(), "help")
+        layout.addWidget(self.machine)
+
+    def show_machine(self, accelerator: str) -> None:
+        """Say what computes; "" for the processor."""
+        self.machine.set_text(machine.words(accelerator))
 
     def _button(self, entry: PageEntry) -> "NavigationButton":
         made = NavigationButton(entry)

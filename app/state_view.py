@@ -37,7 +37,7 @@ class StateView:
         reason = self.why_not()
         self._top.set_ready(draft.ready, reason)
         self._menus.show_session(active, draft.ready)
-        self._show_gpus()
+        self._show_hardware()
         if not active:
             self._status.show_idle(reason or self._ready_words())
 
@@ -53,12 +53,13 @@ class StateView:
             return f"Waiting: the engine is {JOB_WORDS[current.label]}, then it looks at the model and the data."
         return "Looking at the model and the data…"
 
-    def _show_gpus(self) -> None:
+    def _show_hardware(self) -> None:
+        self._sidebar.show_machine(self._operations.client("train").accelerator)
         self._menus.show_gpus(self._operations.client("train").gpus, self._draft.config.training.device)
 
     def show_engines(self) -> None:
         """The dot and the words at the foot of the side bar, and what the engine has found."""
-        self._show_gpus()
+        self._show_hardware()
         engine = self._sidebar.engine
         states = {role: self._operations.client(role).state for role in ("train", "work")}
         current = self._operations.current("work")

@@ -6,6 +6,9 @@ lies in sub-folders, so that PEFT reads each part that it knows. A prefix that i
 
 import json
 from pathlib import Path
+from typing import Any
+
+from core.errors import AdapterError
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -15,6 +18,7 @@ BOTTLENECK_FOLDER = "bottleneck"
 BOTTLENECK_CONFIG = "bottleneck_config.json"
 BOTTLENECK_WEIGHTS = "bottleneck.safetensors"
 _CONFIGS = (CONFIG_NAME, f"{PREFIX_FOLDER}/{CONFIG_NAME}", f"{BOTTLENECK_FOLDER}/{BOTTLENECK_CONFIG}")
+_LARGEST_BYTES = 4 * 2**20  # of a configuration
 _WEIGHTS = (WEIGHTS_NAME, f"{PREFIX_FOLDER}/{WEIGHTS_NAME}", f"{BOTTLENECK_FOLDER}/{BOTTLENECK_WEIGHTS}")
 
 
@@ -41,3 +45,22 @@ def named_base(folder: Path) -> str:
         if isinstance(base, str) and base:
             return base
     return ""
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of an adapter's folder, read with care: it may come from anywhere.
+
+    Raises:
+        AdapterError: missing, far too large, no JSON or no object.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_BYTES:
+            raise AdapterError(f"{path} is far too large for a configuration.")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise AdapterError(f"{path.parent} is not an adapter: it has no {path.name}.") from None
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise AdapterError(f"{path} does not hold a JSON object.")
+    return values

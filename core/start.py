@@ -3,19 +3,17 @@
 Plain Python without torch: the form and the command line ask this while one types.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.adapter_folder import ORIGIN_NAME, is_adapter_folder
+from core.adapter_folder import CONFIG_NAME, ORIGIN_NAME, is_adapter_folder, read_object
 from core.config import METHODS, DoraConfig, PatternedConfig, RunConfig, parse_config
+from core.errors import CoreError, describe
 from core.expert_names import parameter_of
 from core.fused_parts import FUSED_KINDS, PARTS, PARTS_KEY
 
-ADAPTER_CONFIG = "adapter_config.json"
-_LARGEST_BYTES = 4 * 2**20
 _LIMITS_TARGETS = ("layers_to_transform", "layers_pattern", "exclude_modules", "layer_replication")
 
 
@@ -26,29 +24,6 @@ def adapter_folder(path: Path) -> Path:
     if (path / "run.toml").exists() and (path / "model" / "config.json").exists():  # full fine-tuning left a model
         return path / "model"
     return path
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """adapter_config.json of an adapter folder.
-
-    Raises:
-        ValueError: there is none, or it is damaged; the words are for a person.
-    """
-    return _read_json(folder / ADAPTER_CONFIG)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _LARGEST_BYTES:
-            raise ValueError(f"{path} is far too large for a configuration")
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise ValueError(f"{path.parent} holds no adapter") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        raise ValueError(f"{path} is not valid JSON") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return values
 
 
 def target_list(config: dict[str, Any], modules: Sequence[str]) -> list[str]:
@@ -128,8 +103,10 @@ def start_problem(adapter: PatternedConfig) -> tuple[str, str, str] | None:
         return None
     try:
         folder = adapter_folder(Path(adapter.start_from))
-        origin = _read_json(folder / ORIGIN_NAME) if (folder / ORIGIN_NAME).exists() else {}
-        wanted = settings_from(read_adapter_config(folder), ["-"], origin)
+        origin = read_object(folder / ORIGIN_NAME) if (folder / ORIGIN_NAME).exists() else {}
+        wanted = settings_from(read_object(folder / CONFIG_NAME), ["-"], origin)
+    except (CoreError, OSError) as error:
+        return "start_from", describe(error).message, "Choose another one, or empty it."
     except ValueError as error:
         return "start_from", f"Training can not go on from this adapter: {error}.", "Choose another one, or empty it."
     return _difference(adapter, wanted)

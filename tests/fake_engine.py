@@ -61,7 +61,7 @@ class FakeClient:
         self.jobs: list[jobs.Job] = []
         self.started = self.closed = False
         self.state = "idle"
-        self.gpus = 0
+        self.gpus, self.accelerator = 0, ""
         entry = records.ModelEntry("starter", Path("models/tiny-llama"), "starter", 800_000, "ready")
         self.answers: dict[type, list[events.Event] | Callable[[Any, Control], Iterator[events.Event]]] = {
             jobs.ListModels: [events.ModelsListed((entry,))],

@@ -21,7 +21,7 @@ class FakeClient:
         self.jobs: list[Job] = []
         self.gate = threading.Event()
         self.state = "idle"
-        self.gpus = 0
+        self.gpus, self.accelerator = 0, ""
 
     def start(self) -> None: ...
 

@@ -24,10 +24,12 @@ SYSTEM = "Order to JSON."
 TRAINING_ROWS = 1080
 HELD_OUT_ROWS = 160
 # what is hard to learn is practised more often than it is asked
-TRAINING_MIX = Mix(corrected=0.65, slips=0.14, listed=0.14, large=0.35, corrections={
+TRAINING_MIX = Mix(corrected=0.65, slips=0.14, listed=0.14, large=0.35, in_words=0.6,
+                   things=(45, 38, 17), given=0.6, corrections={
     "inline_quantity": 8, "inline_value": 7, "tail_quantity": 14, "tail_single": 5, "tail_remove": 6, "tail_add": 6,
     "tail_swap": 10, "tail_day": 4, "tail_name": 3, "tail_city": 3})
-HELD_OUT_MIX = Mix(corrected=0.4, slips=0.07, listed=0.1, large=0.25, corrections={
+HELD_OUT_MIX = Mix(corrected=0.4, slips=0.07, listed=0.1, large=0.25, in_words=0.6,
+                   things=(45, 38, 17), given=0.6, corrections={
     "inline_quantity": 9, "inline_value": 9, "tail_quantity": 10, "tail_single": 5, "tail_remove": 6, "tail_add": 6,
     "tail_swap": 6, "tail_day": 5, "tail_name": 3, "tail_city": 3})
 

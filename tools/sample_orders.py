@@ -25,6 +25,9 @@ class Mix:
     slips: float  # numbers and weekdays with a slip of the finger
     listed: float  # orders whose things stand in a list ("cup x3")
     large: float  # numbers above twelve
+    in_words: float  # numbers up to fifteen that are words, not digits
+    things: tuple[int, int, int]  # weights of one, two and three things in an order
+    given: float  # name, day (and a little less often the city), each
     corrections: dict[str, int]  # how often each kind of correction is tried, beside the others
 
 
@@ -104,13 +107,13 @@ class Drawer:
         chance = self.random.random
         style = self.random.choice(LIST_STYLES) if chance() < self.mix.listed else ""
         items: list[Item] = []
-        for _ in range(self.random.choices((1, 2, 3), (45, 38, 17))[0]):
+        for _ in range(self.random.choices((1, 2, 3), self.mix.things)[0]):
             items.append(self.item(items, style))
         return Order(
             items=tuple(items),
-            name=self.name() if chance() < 0.6 else "",
-            city=self.city() if chance() < 0.55 else "",
-            day=self.day() if chance() < 0.6 else "",
+            name=self.name() if chance() < self.mix.given else "",
+            city=self.city() if chance() < self.mix.given - 0.05 else "",
+            day=self.day() if chance() < self.mix.given else "",
         )
 
     def item(self, others: Sequence[Item], style: str = "") -> Item:

@@ -50,8 +50,9 @@ def guard(value: str) -> str:
 class Speaker:
     """How single values are said."""
 
-    def __init__(self, slips: float, stream: random.Random) -> None:
-        self.slips = slips
+    def __init__(self, mix: Mix, stream: random.Random) -> None:
+        self.slips = mix.slips
+        self.in_words = mix.in_words
         self.random = stream
 
     def number(self, count: int) -> str:
@@ -67,7 +68,7 @@ class Speaker:
     def _number(self, count: int) -> str:
         if count in SPECIAL_NUMBERS and self.random.random() < 0.5:
             return self.random.choice(SPECIAL_NUMBERS[count])
-        if count < len(NUMBER_WORDS) and self.random.random() < 0.6:
+        if count < len(NUMBER_WORDS) and self.random.random() < self.in_words:
             return self.slip(NUMBER_WORDS[count], self.slips)
         return str(count)
 
@@ -220,7 +221,7 @@ class Writer:
         self.words = words
         self.random = random.Random(seed)
         self.draw = Drawer(words, mix, self.random)
-        self.say = Speaker(mix.slips, self.random)
+        self.say = Speaker(mix, self.random)
         self.corrector = Corrector(words, self.draw, self.say, mix)
         self._frames: list[str] = []
 

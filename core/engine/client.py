@@ -55,7 +55,7 @@ class EngineClient:
         self._linger_seconds = linger_seconds
         self._runner = runner
         self._together = together
-        self._gpus = 0
+        self._ready: protocol.Ready | None = None
         self._lock = threading.Lock()
         self._session: Session | None = None
 
@@ -80,9 +80,18 @@ class EngineClient:
     @property
     def gpus(self) -> int:
         """How many GPUs of this machine can train one run together; 0 until the first process is warm."""
-        session = self._session
-        self._gpus = max(self._gpus, session.gpus if session else 0)
-        return self._gpus
+        return self._hardware().gpus
+
+    @property
+    def accelerator(self) -> str:
+        """Name and memory of the GPU that computes by default; "" for the processor, or until a process is warm."""
+        return self._hardware().accelerator
+
+    def _hardware(self) -> protocol.Ready:
+        """What the first warm process found; the machine does not change with the process."""
+        if self._ready is None and self._session is not None:
+            self._ready = self._session.ready
+        return self._ready or protocol.Ready()
 
     def start(self) -> None:
         """Start the process if none lives; returns at once, `state` tells how far it is."""

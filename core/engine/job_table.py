@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from core import jobs
 from core.control import Control
+from core.engine.protocol import Ready
 from core.errors import EngineError
 from core.events import Event, ModelsListed, Result
 
@@ -64,11 +65,12 @@ class JobRunner:
             importlib.import_module("core.data.scan")
             importlib.import_module("core.training.generate")
 
-    def gpus(self) -> int:
-        """How many GPUs can train one run together; none where torch can not join processes on them."""
+    def ready(self) -> Ready:
+        """What this machine computes with; no GPUs together where torch can not join processes on them."""
         torch = importlib.import_module("torch")
         several = torch.distributed.is_available() and torch.distributed.is_nccl_available()
-        return torch.cuda.device_count() if several else 0
+        device = importlib.import_module("core.models.device")
+        return Ready(torch.cuda.device_count() if several else 0, device.accelerator_words())
 
     def _unload(self) -> Iterator[Event]:
         self._warm.clear()

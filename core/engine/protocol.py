@@ -68,9 +68,13 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Ready:
-    """The engine is warmed up: jobs start without delay. `gpus` of this machine can train one run together."""
+    """The engine is warmed up: jobs start without delay. `gpus` of this machine can train one run together.
+
+    `accelerator` is the name and the memory of what computes by default, "" for the processor.
+    """
 
     gpus: int = 0
+    accelerator: str = ""
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ class Runner(Protocol):
         """Called once, in the thread that computes, when clients can connect already."""
         ...
 
-    def gpus(self) -> int:
-        """How many GPUs can train one run together; asked after the warm-up."""
+    def ready(self) -> protocol.Ready:
+        """What this machine computes with; asked after the warm-up."""
         ...
 
 
@@ -101,15 +101,15 @@ class Server:
         self._board.stop_all()
 
     def _warm_up(self) -> None:
-        started, gpus = time.monotonic(), 0
+        started, ready = time.monotonic(), protocol.Ready()
         try:
             self._runner.warm_up(self._role)
-            gpus = self._runner.gpus()
+            ready = self._runner.ready()
         except Exception:  # noqa: BLE001 -- a broken installation: each job says so to the person
             _log.exception("warm-up failed")
         _log.info("warm after %.1f s", time.monotonic() - started)
-        self._ready = protocol.Ready(gpus)
-        self._board.send_to_all(self._ready)
+        self._ready = ready
+        self._board.send_to_all(ready)
 
     def _work(self) -> None:
         deserted_since = time.monotonic()

@@ -34,8 +34,7 @@ class Session:
         self._backlog: list[protocol.Message] = []
         self._inboxes: dict[str, Inbox] = {}
         self._pulse = Pulse()
-        self._ready = False
-        self.gpus = 0  # of this machine that can train one run together, once the engine is warm
+        self.ready: protocol.Ready | None = None  # once the engine is warm
         self._ending = False  # we or the engine itself meant it to end
         self._kept_running = False
         self._over: EngineError | None = None
@@ -50,7 +49,7 @@ class Session:
                 return "closed" if self._ending else "crashed"
             if self._inboxes:
                 return "busy"
-            return "idle" if self._ready else "starting"
+            return "idle" if self.ready else "starting"
 
     @property
     def error(self) -> EngineError | None:
@@ -190,7 +189,7 @@ class Session:
                     if inbox is not None:  # else nobody waits for this job any more
                         inbox.put(event_of(message))
                 case protocol.Ready():
-                    self._ready, self.gpus = True, message.gpus
+                    self.ready = message
                     self._on_change()
                 case protocol.Leaving():
                     self._ending = True

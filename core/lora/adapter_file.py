@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from core import files
-from core.adapter_folder import CONFIG_NAME, ORIGIN_NAME, WEIGHTS_NAME
+from core.adapter_folder import CONFIG_NAME, ORIGIN_NAME, WEIGHTS_NAME, read_object
 from core.adapter_shapes import is_exact
 from core.config import DoraConfig, PatternedConfig
 from core.errors import AdapterError
 from core.expert_names import linear_parameters, target_parameters, written_module
 from core.lora import adalora_file
 from core.lora.beside_file import beside_fields, beside_tensors
-from core.lora.config_file import read_object
 from core.lora.expert_layout import to_file
 from core.lora.experts import expert_matrices
 from core.lora.extra_files import Extras, copy_extras, read_extras

@@ -31,11 +31,11 @@ from core.adapter_folder import (
     ORIGIN_NAME,
     PREFIX_FOLDER,
     WEIGHTS_NAME,
+    read_object,
 )
 from core.config import BottleneckConfig
 from core.errors import AdapterError
 from core.extra_shapes import PROMPT_KEY, bottleneck_places, key_value_width
-from core.lora.config_file import read_object
 from core.lora.tensor_file import write_tensors
 from core.records import ModuleInfo
 

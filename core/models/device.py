@@ -13,6 +13,7 @@ import torch
 from core import files
 from core.errors import CoreError
 from core.paths import cache_root
+from core.words import memory
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PROBE_SIZE = (512, 1024, 1024)  # tokens, in, out: the shape of a small model's linear layer
@@ -158,12 +159,21 @@ def machine_facts(measure: bool = True) -> MachineFacts:
     return MachineFacts(devices, physical_cores(), torch.__version__)
 
 
+def accelerator_words() -> str:
+    """`NVIDIA H100 · 80 GB`: what computes by default; "" where that is the processor."""
+    device = resolve_device("auto")
+    if device.type == "cpu":
+        return ""
+    facts = _facts(device, measure=False)
+    return f"{facts.name} · {memory(facts.memory_bytes)}"
+
+
 def _facts(device: torch.device, measure: bool) -> DeviceFacts:
     if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
+        total = torch.cuda.get_device_properties(device).total_memory
     else:
-        memory = psutil.virtual_memory().total  # MPS shares the machine's memory
-    return DeviceFacts(str(device), _device_name(device), memory, matmul_speeds(device) if measure else {})
+        total = psutil.virtual_memory().total  # MPS shares the machine's memory
+    return DeviceFacts(str(device), _device_name(device), total, matmul_speeds(device) if measure else {})
 
 
 def _device_name(device: torch.device) -> str:

@@ -166,9 +166,11 @@ def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str
     """Use packed rows and the chunked loss where this model computes the same with them.
 
     A few short rows are run one by one in the plain way and then in the fast way; the sums of the
-    losses must agree. Returns the loss, the batcher, whether rows are packed, and why not.
+    losses must agree. Returns the loss, the batcher, whether rows are packed, and why not. Leaves the
+    model in evaluation mode: dropout would make the two ways differ.
     """
     probe = probe_rows(rows)
+    model.eval()
     with torch.no_grad():
         expected = [_value(direct_loss, model, batch.to(device)) for row in probe for batch in pad([row])]
         whole = sum(expected)

@@ -1,5 +1,6 @@
 """What the tests of the window share."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeClient, make_card
+from PySide6.QtCore import QCoreApplication, QEvent
 from PySide6.QtGui import QPalette
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
@@ -36,6 +38,18 @@ def no_thread_outlives_its_test(qapp: QApplication, monkeypatch: pytest.MonkeyPa
             operations.close(keep_training=False)
             qapp.processEvents()
             assert not operations.busy, "an engine's thread does not end"
+
+
+@pytest.fixture(autouse=True)
+def windows_end_with_their_test(qapp: QApplication) -> Iterator[None]:
+    """Delete what a test has left, here and now.
+
+    pytest-qt only asks for it to be deleted, and Python's collector would tear old plots down some time later,
+    in the middle of another test: that has crashed in Qt's painter.
+    """
+    yield
+    QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    gc.collect(1)  # the old generation, which is large, holds nothing of the test
 
 
 @pytest.fixture

@@ -252,6 +252,14 @@ def test_all_gpus_are_offered_where_there_are_several(make_window: MakeWindow, e
     assert window.draft.config.training.device == "auto" and not action.isChecked()
 
 
+def test_the_side_bar_names_what_computes(make_window: MakeWindow, engines: tuple[FakeClient, FakeClient]) -> None:
+    window = make_window(RunConfig())
+    assert window.sidebar.machine.full_text.startswith("CPU")
+    engines[0].accelerator = "NVIDIA H100 · 80 GB"
+    window.operations.changed.emit()
+    assert window.sidebar.machine.full_text == "NVIDIA H100 · 80 GB"
+
+
 def test_the_run_is_written_for_other_machines(make_window: MakeWindow, config: RunConfig, tmp_path: Path) -> None:
     window = make_window(config, "Orders: 2")
     window.run_elsewhere()

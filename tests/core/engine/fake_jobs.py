@@ -14,6 +14,7 @@ from pathlib import Path
 
 from core import jobs
 from core.control import Control
+from core.engine.protocol import Ready
 from core.errors import CoreError
 from core.events import CheckpointSaved, Event, Finished, Note, Progress, Result, Started, StepDone
 from core.runs.folder import RunFolder
@@ -26,8 +27,8 @@ class FakeRunner:
         assert isinstance(job, jobs.InspectModel), job
         return short(job.model, control)
 
-    def gpus(self) -> int:
-        return 2
+    def ready(self) -> Ready:
+        return Ready(2, "A GPU · 80 GB")
 
     def warm_up(self, role: str) -> None:
         seconds = os.environ.get("FAKE_WARM_UP_SECONDS")

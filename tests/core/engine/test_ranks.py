@@ -38,11 +38,11 @@ def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch: pytest.Monk
     assert place().words == "process 4 of 8"
 
 
-def test_the_client_knows_how_many_gpus_there_are(make_client: "type[EngineClient]") -> None:
+def test_the_client_knows_what_computes(make_client: "type[EngineClient]") -> None:
     client = make_client()
     client.start()
     wait_until(lambda: client.state == "idle")
-    assert client.gpus == 2  # as the fake says
+    assert (client.gpus, client.accelerator) == (2, "A GPU · 80 GB")  # as the fake says
 
 
 @pytest.mark.full
