@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -150,6 +151,13 @@ _MIXTURES: dict[str, Callable[[], Any]] = {"mixtral": _mixtral, "qwen2_moe": _qw
 MIXTURES = list(_MIXTURES)
 _OTHERS: dict[str, Callable[[], Any]] = {"falcon": _falcon, "bert": _bert}  # BERT fills in masked words
 OTHERS = list(_OTHERS)
+# rotary, Conv1D and fused, sliding windows, experts: what differs most
+_QUICK = ("llama", "gpt2", "gemma3", "mixtral")
+
+
+def some_quick(families: list[str]) -> list[Any]:
+    """Parameters for a test of every family: those that differ most run always, the others with the long tests."""
+    return [family if family in _QUICK else pytest.param(family, marks=pytest.mark.full) for family in families]
 
 
 def build_tiny(family: str, folder: Path, *, seed: int = 0, shard_size: str = "5GB") -> Path:

@@ -109,6 +109,7 @@ def test_train_compare_and_export_merged_with_a_green_receipt(qtbot: QtBot, wind
     assert (tmp_path / "merged" / "model.safetensors").exists()
 
 
+@pytest.mark.full
 def test_stop_keeps_the_adapter_and_a_killed_engine_leaves_the_window_alive(qtbot: QtBot, window: MainWindow) -> None:
     window.draft.set_value("training.epochs", 500.0)
     qtbot.waitUntil(lambda: window.draft.ready, timeout=START_MS)

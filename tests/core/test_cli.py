@@ -331,6 +331,7 @@ def test_train_chat_export_inspect(run_file: Path, tmp_path: Path, tiny_model: P
         assert main(["inspect", str(place)]) == 0
 
 
+@pytest.mark.full
 def test_a_stopped_run_can_be_resumed(run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run_dir = tmp_path / "run"
     process = subprocess.Popen([sys.executable, "-m", "core", "train", str(run_file), "--run-dir", str(run_dir),

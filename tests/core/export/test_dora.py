@@ -8,7 +8,7 @@ import torch
 from export_help import build_run, run_export
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, some_quick
 from transformers import AutoModelForCausalLM
 
 from bench.draining import finish
@@ -26,7 +26,7 @@ from core.lora.adapter_file import read_adapter
 from core.lora.peft_keys import Contents
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_equals_the_merge_of_peft(family: str, bases: Callable[[str], Path], tmp_path: Path) -> None:
     made = build_run(tmp_path / "run", bases(family), method=DoraConfig)
     run_export(Export(made.run.path, "merged", tmp_path / "out", receipt=False))

@@ -8,7 +8,7 @@ import torch
 from export_help import build_run, run_export
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_models import MIXTURES
+from tiny_models import MIXTURES, some_quick
 from transformers import AutoModelForCausalLM
 
 from core.config import LoraConfig, ModelConfig, RunConfig
@@ -42,7 +42,7 @@ def make(folder: Path, base: Path, strength: float = 0.05) -> RunFolder:
     return run
 
 
-@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("family", some_quick(MIXTURES))
 def test_equals_the_merge_of_peft(family: str, bases: Callable[[str], Path], tmp_path: Path) -> None:
     run = make(tmp_path / "run", bases(family))
     values, proof, _ = run_export(Export(run.path, "merged", tmp_path / "out"))
@@ -62,7 +62,7 @@ def test_equals_the_merge_of_peft(family: str, bases: Callable[[str], Path], tmp
         path.name for path in (tmp_path / "out").glob("*.safetensors")}
 
 
-@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("family", some_quick(MIXTURES))
 @pytest.mark.parametrize(("to", "dtype"), [
     ("merged", "bf16"), pytest.param("merged", "fp32", marks=pytest.mark.full),
     pytest.param("adapter", "fp16", marks=pytest.mark.full)])
@@ -91,6 +91,7 @@ def joined(base: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_a_checkpoint_with_joint_experts(bases: Callable[[str], Path], tmp_path: Path) -> None:
     base = joined(bases("mixtral"), tmp_path / "base")
     run = make(tmp_path / "run", base)
@@ -120,6 +121,7 @@ def test_what_does_not_fit_is_named(bases: Callable[[str], Path], tmp_path: Path
         plan_merge(checkpoint, keys.__class__(**{**keys.__dict__, "experts": unknown}), contents, "base")
 
 
+@pytest.mark.full
 def test_parts_of_fused_layers_are_merged(bases: Callable[[str], Path], tmp_path: Path) -> None:
     for family in ("gpt2", "phi3", "gpt_neox"):
         base = bases(family)

@@ -12,7 +12,7 @@ import torch
 from export_help import Made, build_run, run_export
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, some_quick
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.control import Control
@@ -34,7 +34,7 @@ def merged(made: Made, out: Path, **options: object) -> Path:
     return out
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_equals_the_merge_of_peft(family: str, bases: Callable[[str], Path], tmp_path: Path) -> None:
     made = build_run(tmp_path / "run", bases(family))
     out = merged(made, tmp_path / "out")
@@ -205,6 +205,7 @@ MEASURE = textwrap.dedent("""
 """)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform == "win32", reason="the resource module is not on Windows")
 def test_memory_is_that_of_a_few_blocks(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()

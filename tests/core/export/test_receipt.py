@@ -59,7 +59,7 @@ def test_a_right_export_passes(family: str, dtype: str, bases: Callable[[str], P
         assert dtype in receipt.explanation
 
 
-@pytest.mark.parametrize("dtype", ["base", "bf16"])
+@pytest.mark.parametrize("dtype", [pytest.param("base", marks=pytest.mark.full), "bf16"])
 def test_layer_by_layer_gives_the_same_receipt(dtype: str, made: Made, tmp_path: Path) -> None:
     case = merged_case(made, tmp_path / "out", dtype)
     whole = finish(merged_receipt(case, tmp_path / "out", Control(), whole=True))
@@ -102,7 +102,7 @@ def test_an_export_that_can_not_be_loaded_is_red(made: Made, tmp_path: Path) -> 
     assert "could not be compared" in receipt.explanation
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("whole", [pytest.param(True, marks=pytest.mark.full), False])
 def test_adapters_as_they_are_and_rounded(whole: bool, made: Made, tmp_path: Path) -> None:
     for dtype in ("base", "bf16"):
         out = tmp_path / dtype

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import FAMILIES, build_tiny
+from tiny_models import FAMILIES, build_tiny, some_quick
 from transformers import AutoModelForCausalLM
 
 from core.config import LoraConfig
@@ -32,7 +32,7 @@ def _ours(base: Path, adapter: LoraConfig, out: Path):
     return model
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 @pytest.mark.parametrize("adapter", [
     LoraConfig(rank=4, alpha=6.0),
     LoraConfig(rank=2, target_modules="q-v"),
@@ -52,7 +52,7 @@ def test_peft_reads_ours(family: str, adapter: LoraConfig, tmp_path: Path) -> No
         torch.testing.assert_close(model(IDS).logits, reference(IDS).logits, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 @pytest.mark.parametrize("rslora", [False, True])
 def test_ours_reads_peft(family: str, rslora: bool, tmp_path: Path) -> None:
     from peft import LoraConfig as PeftConfig

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from tiny_models import FAMILIES, build_tiny
+from tiny_models import FAMILIES, build_tiny, some_quick
 from transformers import BertConfig, FalconConfig, MixtralConfig, OPTConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -39,7 +39,7 @@ def _moved(model) -> None:
         torch.nn.init.normal_(layer.up_bias, std=0.05)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_the_start_is_the_base_bit_for_bit_and_nothing_is_left_when_taken_off(family: str, tmp_path: Path) -> None:
     model = _model(build_tiny(family, tmp_path / "base"))
     expected, table, names = model(IDS).logits, module_table(model), [name for name, _ in model.named_parameters()]
@@ -60,7 +60,7 @@ def test_the_start_is_the_base_bit_for_bit_and_nothing_is_left_when_taken_off(fa
     assert [name for name, _ in model.named_parameters()] == names
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_only_its_own_parameters_are_trained_and_each_gets_a_gradient(family: str, tmp_path: Path) -> None:
     model = _model(build_tiny(family, tmp_path / "base"))
     config = RunConfig(adapter=NoAdapterConfig(), bottleneck=BottleneckConfig(size=8))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import FAMILIES, build_tiny
+from tiny_models import FAMILIES, build_tiny, some_quick
 from transformers.pytorch_utils import Conv1D
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -28,7 +28,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return lambda family: root / family if (root / family).exists() else build_tiny(family, root / family)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_trains_as_peft_does_and_files_go_both_ways(family: str, bases: Callable[[str], Path], tmp_path: Path) -> None:
     adapter = DoraConfig(rank=4, alpha=6.0, target_modules=tuple(TARGETS.get(family, USUAL_TARGETS)))
     pair = make_pair(bases(family), family, adapter, {"init_lora_weights": True}, random_b=True)

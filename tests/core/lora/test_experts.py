@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig as PeftConfig
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_models import MIXTURES, build_tiny
+from tiny_models import MIXTURES, build_tiny, some_quick
 from torch import nn
 from transformers import AutoModelForCausalLM, GptOssConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -55,7 +55,7 @@ def _peft(base: Path, parameters: list[str], modules: list[str], dtype: torch.dt
     return model
 
 
-@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("family", some_quick(MIXTURES))
 @pytest.mark.parametrize("adapter", [
     LoraConfig(rank=4, alpha=6.0),
     LoraConfig(rank=4, target_modules=("down_proj",), rslora=True),
@@ -85,7 +85,7 @@ def test_peft_reads_ours(family: str, adapter: LoraConfig, tmp_path: Path) -> No
     assert not any(isinstance(module, ExpertsLayer) for module in model.modules())
 
 
-@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("family", some_quick(MIXTURES))
 @pytest.mark.parametrize(("parameters", "modules"), [
     (BOTH, []), (["mlp.experts.gate_up_proj"], ["q_proj"]), (["down_proj"], []),
     (["model.layers.0.mlp.experts.down_proj"], ["v_proj"]),
@@ -100,7 +100,7 @@ def test_ours_reads_peft(family: str, parameters: list[str], modules: list[str],
         torch.testing.assert_close(model(IDS).logits, reference(IDS).logits, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("family", some_quick(MIXTURES))
 def test_gradients_and_ten_steps_are_those_of_peft(family: str, tmp_path: Path) -> None:
     base = build_tiny(family, tmp_path / "base")
     reference = _peft(base, BOTH, ["q_proj"], torch.float64)
@@ -172,7 +172,7 @@ def test_sixteen_bit_base_and_adapter_in_fp32(tmp_path: Path) -> None:
         assert torch.isfinite(matrix.lora_a.grad).all()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("family", some_quick(MIXTURES))
 def test_the_estimate_counts_what_is_trained_and_written(family: str, tmp_path: Path) -> None:
     base = build_tiny(family, tmp_path / "base")
     model = _load(base)
@@ -269,7 +269,7 @@ def test_every_expert_has_a_pair_of_its_own(tmp_path: Path) -> None:
         torch.testing.assert_close(pairs[f"model.layers.1.mlp.experts.gate_up_proj.{number}"].delta(), deltas[number])
 
 
-@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("family", some_quick(MIXTURES))
 def test_training_goes_on_from_an_adapter(family: str, tmp_path: Path) -> None:
     base = build_tiny(family, tmp_path / "base")
     model = _load(base)

@@ -43,7 +43,7 @@ def _config(base: Path, folder: Path, **adapter: Any) -> RunConfig:
                                              device="cpu", dtype="fp32"))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])  # tied, untied
+@pytest.mark.parametrize("family", ["llama", pytest.param("qwen3", marks=pytest.mark.full)])  # tied, untied
 def test_from_training_to_chat_and_merge(family: str, tmp_path: Path) -> None:
     from peft import PeftModel
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import FAMILIES, build_tiny
+from tiny_models import FAMILIES, build_tiny, some_quick
 from transformers import AutoModelForCausalLM, FalconConfig, MambaConfig, MixtralConfig, OPTConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -60,7 +60,7 @@ def _peft(base: Path, folder: Path):
     return PeftModel.from_pretrained(model, folder).eval()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_peft_reads_ours_and_we_read_it_again(family: str, tmp_path: Path) -> None:
     base = build_tiny(family, tmp_path / "base")
     # once within, once longer than the sliding window of the tiny Gemmas; once through the network
@@ -75,7 +75,7 @@ def test_peft_reads_ours_and_we_read_it_again(family: str, tmp_path: Path) -> No
             torch.testing.assert_close(ours, again(IDS).logits, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 @pytest.mark.parametrize("projection", [False, True])
 def test_ours_reads_peft(family: str, projection: bool, tmp_path: Path) -> None:
     from peft import PrefixTuningConfig, get_peft_model
@@ -91,7 +91,7 @@ def test_ours_reads_peft(family: str, projection: bool, tmp_path: Path) -> None:
         torch.testing.assert_close(model(IDS).logits, reference(IDS).logits, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_gradients_and_ten_steps_are_those_of_peft(family: str, tmp_path: Path) -> None:
     from peft import PrefixTuningConfig, get_peft_model
 
@@ -119,7 +119,7 @@ def test_gradients_and_ten_steps_are_those_of_peft(family: str, tmp_path: Path) 
     assert all(parameter.grad is None for parameter in model.parameters() if parameter is not mine.embedding)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_packed_and_padded_rows_each_see_the_prefix(family: str, tmp_path: Path) -> None:
     model, _ = _prefixed(build_tiny(family, tmp_path / "base"), length=9)
     prefix = prefix_of(model)

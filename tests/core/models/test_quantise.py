@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import FAMILIES, build_tiny
+from tiny_models import FAMILIES, build_tiny, some_quick
 
 from core.base_memory import weight_bytes
 from core.config import QLoraConfig
@@ -33,7 +33,7 @@ def _layers(model) -> dict[str, QuantisedLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantisedLinear)}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_the_model_computes_with_the_weights_that_one_tensor_alone_gives(base, family: str) -> None:
     ids = torch.arange(3, 40)[None]
     for kind in (KINDS[0], KINDS[2]):

@@ -3,11 +3,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tiny_models import build_tiny
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.full
 def test_families_on_this_machine_are_imported_ahead(home: Path, tmp_path: Path) -> None:
     for family in ("llama", "gpt2"):
         build_tiny(family, home / "models" / family)

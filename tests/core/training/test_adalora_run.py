@@ -46,7 +46,8 @@ def test_ranks_move_to_the_target_and_the_best_is_a_pruned_one(tiny_model: Path,
     assert list(RunFolder(tmp_path / "run").read_events()) == events
 
 
-@pytest.mark.parametrize("killed_at", [7, 17])  # while ranks are chosen, and after
+# while ranks are chosen, and after
+@pytest.mark.parametrize("killed_at", [7, pytest.param(17, marks=pytest.mark.full)])
 def test_a_killed_run_goes_on_to_the_same_adapter_bit_for_bit(tiny_model: Path, data: Path, tmp_path: Path,
                                                               killed_at: int) -> None:
     config = _config(tiny_model, data, {"dropout": 0.2}, checkpoint_every=5, evaluate_every=0)
@@ -86,7 +87,9 @@ def test_a_run_too_short_to_choose_ranks_is_refused_and_leaves_no_folder(tiny_mo
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("to", "form"), [("adapter", "peft"), ("adapter", "compatible"), ("merged", "peft")])
+@pytest.mark.parametrize(("to", "form"), [
+    pytest.param("adapter", "peft", marks=pytest.mark.full), ("adapter", "compatible"),
+    pytest.param("merged", "peft", marks=pytest.mark.full)])
 @pytest.mark.parametrize("dtype", ["fp32", pytest.param("bf16", marks=pytest.mark.full)])
 def test_the_result_is_exported_and_chats(tiny_model: Path, data: Path, tmp_path: Path, to: str, form: str,
                                           dtype: str) -> None:

@@ -139,7 +139,8 @@ def test_peft_reads_the_parts_that_it_knows(kind: str, tiny_model: Path, data: P
             torch.testing.assert_close(_logits(tiny_model, alone), reference(IDS).logits, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", [
+    kind if kind == "lora and both" else pytest.param(kind, marks=pytest.mark.full) for kind in KINDS])
 def test_chat_answers_as_whole_rows_do_and_the_base_stays_the_base(kind: str, tiny_model: Path, data: Path,
                                                                   tmp_path: Path) -> None:
     list(train(Train(_config(tiny_model, data, kind), tmp_path / "run"), Control()))
@@ -172,7 +173,8 @@ def _without_cache(base: Path, adapter: Path, question: str, limit: int) -> str:
     return str(tokenizer.decode(tokens[start:], skip_special_tokens=True))
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", [
+    kind if kind == "lora and both" else pytest.param(kind, marks=pytest.mark.full) for kind in KINDS])
 def test_export_as_adapter_passes_its_receipt(kind: str, tiny_model: Path, data: Path, tmp_path: Path) -> None:
     list(train(Train(_config(tiny_model, data, kind), tmp_path / "run"), Control()))
     for dtype in ("base", "bf16"):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import build_tiny
+from tiny_models import build_tiny, some_quick
 
 from bench.draining import finish
 from core.base_memory import trained_numbers
@@ -52,7 +52,7 @@ def _of(kind: type, events: list[Event]) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_ten_steps_are_those_of_plain_adamw_on_the_whole_model(data: Path, tmp_path: Path, family: str) -> None:
     config = _config(build_tiny(family, tmp_path / family), data, evaluate_every=0)
     _run(config, tmp_path / "run")
@@ -202,7 +202,7 @@ def test_a_checkpoint_of_another_model_is_refused_whole(tiny_model: Path, data: 
     assert all(torch.equal(parameter, before[name]) for name, parameter in other.named_parameters())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_a_saved_model_is_laid_out_as_its_base(tmp_path: Path, family: str) -> None:
     base = build_tiny(family, tmp_path / "base")
     model = load_model(base, CPU, torch.float32)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, build_tiny
+from tiny_models import FAMILIES, build_tiny, some_quick
 from torch import Tensor
 
 from bench.draining import finish
@@ -96,7 +96,7 @@ def test_each_method(tiny_model: Path, tmp_path: Path, sections: dict[str, Any])
     assert counted == pytest.approx(kept, rel=0.08)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_each_family(tmp_path: Path, family: str) -> None:
     model = build_tiny(family, tmp_path / family)
     kept, counted = kept_and_counted(config_for(model, tmp_path, adapter=ALL_LINEAR))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import FAMILIES, build_tiny
+from tiny_models import FAMILIES, build_tiny, some_quick
 
 from core.config import LoraConfig
 from core.data.batching import pack, pad, step_rows
@@ -42,7 +42,7 @@ def _loss_and_gradients(model, loss, batches):
     return total.detach(), [item.grad for layer in lora_layers(model).values() for item in (layer.lora_a, layer.lora_b)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_packed_rows_and_chunked_loss_equal_one_row_at_a_time(family: str, tmp_path: Path,
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "CHUNK_LOGITS", 384 * 7)  # several chunks even here
@@ -59,7 +59,7 @@ def test_packed_rows_and_chunked_loss_equal_one_row_at_a_time(family: str, tmp_p
         torch.testing.assert_close(others, reference, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_every_family_takes_the_fast_path(family: str, tmp_path: Path) -> None:
     model = _adapted(build_tiny(family, tmp_path / family))
     loss, _, packing, reason = choose_path(model, _rows((30, 25, 40)), "auto", CPU)
