@@ -5,7 +5,7 @@ SETUP_INPUTS := pyproject.toml constraints.txt tools/setup.py
 TEST := OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 .DEFAULT_GOAL := help
 
-.PHONY: bench bench-memory study study-quick help run setup setup-dev test test-full lint screenshot bench-startup clean
+.PHONY: bench bench-memory growth study study-quick help run setup setup-dev test test-full lint screenshot bench-startup clean
 
 help:
 	@echo "make run         set up what is missing and open the window (without a display: the demo)"
@@ -57,6 +57,10 @@ study-quick: setup-dev
 
 bench: setup-dev
 	$(BIN)/python bench/training.py $(ARGS)
+
+growth: setup-dev
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[plots]"
+	$(BIN)/python bench/growth.py $(ARGS)
 
 bench-memory: setup-dev
 	$(BIN)/python bench/memory.py $(ARGS)

@@ -3,8 +3,8 @@
     python bench/methods.py [--quick] [--only TEXT] [--out FOLDER] [--alpaca FILE]
     python bench/methods.py --list | --report
 
-Each cell is a process of its own and leaves one result file, so that a study that was interrupted goes on where
-it was. --report writes docs/methods.md and docs/methods.svg from the results that there are.
+Each cell is a process of its own and leaves one result file in bench/results/methods, so that a study that was
+interrupted goes on where it was. --report writes docs/methods.md and docs/methods.svg from the results that there are.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from bench.study.latency import NAME as LATENCY  # noqa: E402
 from bench.study.report import write_report  # noqa: E402
 from core.openmp import set_wait_policy  # noqa: E402
 
-STEPS, QUICK_STEPS = {"orders": 360, "alpaca": 150}, {"orders": 40, "alpaca": 20}
+STEPS, QUICK_STEPS = {"orders": 150, "alpaca": 80}, {"orders": 40, "alpaca": 20}
 HELD_OUT_ROWS, QUICK_HELD_OUT_ROWS = 160, 24
 
 
@@ -33,13 +33,13 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="TEXT", help="only cells whose name holds TEXT")
     parser.add_argument("--list", action="store_true", help="name the cells and say which are done")
     parser.add_argument("--report", action="store_true", help="write docs/methods.md and docs/methods.svg")
-    parser.add_argument("--out", type=Path, help="folder of the result files (default: build/methods)")
+    parser.add_argument("--out", type=Path, help="folder of the result files (default: bench/results/methods)")
     parser.add_argument("--steps", type=int, help="steps of each run, for a trial")
     parser.add_argument("--alpaca", type=Path, default=ROOT.parent / "shared" / "data" / "alpaca_en_demo.json",
                         help="instruction rows for the general task")
     parser.add_argument("--model", default="starter")
     options = parser.parse_args()
-    out = options.out or ROOT / "build" / ("methods-quick" if options.quick else "methods")
+    out = options.out or (ROOT / "build" / "methods-quick" if options.quick else ROOT / "bench" / "results" / "methods")
     out.mkdir(parents=True, exist_ok=True)
     if options.report:
         write_report(out, ROOT / "docs")

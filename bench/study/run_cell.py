@@ -48,9 +48,9 @@ def configured(cell: Cell, steps: int, alpaca: Path | None, model: str) -> RunCo
     """The run file of a cell: the sample's, with the task's data and the variant's changes."""
     changes = [f"training.seed={cell.seed}", f"training.max_steps={steps}", "training.epochs=100",
                "training.evaluate_every=0", "training.checkpoint_every=0", "training.dtype=fp32",
-               "training.device=cpu", f"model.path={json.dumps(model)}"]
+               "training.device=cpu", "data.validation_fraction=0.1", f"model.path={json.dumps(model)}"]
     if cell.task == "alpaca":
-        changes += [f"data.train=[{json.dumps(str(alpaca))}]", "data.max_length=256", "data.validation_fraction=0.1",
+        changes += [f"data.train=[{json.dumps(str(alpaca))}]", "data.max_length=256",
                     "training.batch_size=4"]
     return with_overrides(load_config(SAMPLE_RUN_FILE), [*changes, *cell.variant.changes])
 

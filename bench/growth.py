@@ -1,0 +1,81 @@
+"""How cost grows with work: length, rank, batch, trained layers, rows. Writes docs/performance.md and its plots.
+
+    python bench/growth.py [--only TEXT] [--again] [--report] [--rows 1000 10000 100000 1000000] [--model starter]
+
+Each point is a run in a process of its own and leaves one result file in bench/results/growth, so that what was
+interrupted goes on. --report writes the page from the results that there are.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench.curves.sweeps import Point, config_of, every_point, write_rows  # noqa: E402
+from bench.speed.alone import run_alone  # noqa: E402
+from core.models.library import resolve  # noqa: E402
+
+ROWS = (1_000, 10_000, 100_000, 1_000_000)
+
+
+def main() -> int:
+    """Measure what is missing, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", metavar="TEXT", help="only points whose name holds TEXT")
+    parser.add_argument("--again", action="store_true", help="measure anew what was measured before")
+    parser.add_argument("--report", action="store_true", help="only write the page")
+    parser.add_argument("--rows", type=int, nargs="*", default=list(ROWS))
+    parser.add_argument("--model", default="starter")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "growth")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if not options.report:
+        model = str(resolve(options.model))
+        for sweep, point in every_point():
+            name = sweep.point_name(point)
+            if options.only in name and (options.again or not (options.out / f"{name}.json").exists()):
+                keep(options.out / f"{name}.json", measure(point, model))
+        for rows in options.rows:
+            name = f"rows.{rows}"
+            if options.only in name and (options.again or not (options.out / f"{name}.json").exists()):
+                keep(options.out / f"{name}.json", prepared(rows, model))
+    from bench.curves.report import write_report  # it brings matplotlib
+
+    write_report(options.out, ROOT / "docs")
+    return 0
+
+
+def keep(path: Path, result: dict[str, float]) -> None:
+    """Write one result, and tell it."""
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"{path.stem}: " + ", ".join(f"{name} {value:,.4g}" for name, value in result.items()), flush=True)
+
+
+def measure(point: Point, model: str) -> dict[str, float]:
+    """Speed and peak memory of one run, with the operations that it had to do."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "rows.jsonl"
+        write_rows(point, data)
+        config = config_of(point, model, data)
+        answer = run_alone("ours:train_once", {"config": config.model_dump(mode="json"), "warm": point.warm,
+                                               "count": True}, Path(folder) / "home")
+    return {name: answer[name] for name in ("tokens", "seconds", "tokens_per_second", "tokens_per_cpu_second",
+                                            "peak_rss_bytes", "matrix_gflops", "flops", "estimated_bytes")}
+
+
+def prepared(rows: int, model: str) -> dict[str, float]:
+    """Tokenising so many rows and an epoch over them, as bench/data.py measures it."""
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "rows.json"
+        subprocess.run([sys.executable, str(ROOT / "bench" / "data.py"), model, "--rows", "0", "--prepare", str(rows),
+                        "--json", str(told)], check=True, stdout=subprocess.DEVNULL)
+        return json.loads(told.read_text(encoding="utf-8"))[f"prepare {rows}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
