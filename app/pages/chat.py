@@ -152,6 +152,7 @@ class ChatPage(QWidget):
                                  tip="Write what answers now as one new adapter")
         adapters = row(self.mixer, self.add_button, self.mix_button)
         adapters.setStretch(0, 1)
+        adapters.insertStretch(1, 0)  # holds the buttons at the edge while the mixer is hidden
         for made in (self.add_button, self.mix_button):
             adapters.setAlignment(made, Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignRight)
         return adapters
