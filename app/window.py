@@ -16,6 +16,7 @@ from app.close_dialog import ask_how_to_close
 from app.cluster_dialog import ClusterDialog
 from app.command_dialog import CommandDialog
 from app.draft import Draft, suggested_name
+from app.draft_files import DraftFiles
 from app.errors import ErrorDialog
 from app.frame import make_frame
 from app.memory_probe import MemoryProbe
@@ -28,10 +29,9 @@ from app.run_session import RunSession, living_run
 from app.settings import Settings
 from app.sidebar import Sidebar
 from app.state_view import StateView, page_of
-from core.config import RunConfig, load_config
-from core.errors import CoreError, describe
+from core.config import RunConfig
+from core.errors import CoreError
 from core.events import Failed
-from core.paths import SAMPLE, SAMPLE_RUN_FILE
 from core.records import AdapterCard
 from core.runs.folder import RunFolder, new_run_path
 from core.start import going_on_from
@@ -64,6 +64,7 @@ class MainWindow(QMainWindow):
         self.settings = settings
         self._colours = colours
         self.draft = Draft(operations, parent=self)
+        self.files = DraftFiles(self.draft, settings, self.show_failure)
         self.memory = MemoryProbe(self.draft, operations, self)
         self.session = RunSession(operations, self)
         self.dialog: QDialog | None = None  # the newest that is open
@@ -76,7 +77,7 @@ class MainWindow(QMainWindow):
             "runs": lambda: late_pages.make_runs(self.session, self),
             "chat": lambda: late_pages.make_chat(operations, self.draft, self.session, self),
         }
-        self._closing = self._shown = self._told_unsaved = False
+        self._closing = self._shown = False
         self.sidebar, self.top, self.status, self.stack = Sidebar(), TopBar(), StatusLine(), QStackedWidget()
         self.setCentralWidget(make_frame(self.sidebar, self.top, self.stack, self.status))
         self.setMinimumSize(960, 600)
@@ -88,7 +89,7 @@ class MainWindow(QMainWindow):
         if config is not None:
             self.draft.replace(config, name)
         else:
-            self._open_last()
+            self.files.open_last()
         self.show_page("model")
         self._show_state()
 
@@ -153,20 +154,9 @@ class MainWindow(QMainWindow):
 
     # --- what is chosen --------------------------------------------------------------------
 
-    def _open_last(self) -> None:
-        try:
-            config = self.settings.load_draft()
-        except (CoreError, OSError) as error:
-            config, failed = None, Failed.of(error)
-            QTimer.singleShot(0, self, lambda: self.show_failure(failed))
-        if config is not None:
-            self.draft.replace(config, self.settings.draft_name)
-        elif SAMPLE_RUN_FILE.exists():
-            self.open_sample()
-
     def open_sample(self) -> None:
         """Choose the starter model and the sample dataset with the sample's own settings."""
-        self.draft.replace(load_config(SAMPLE_RUN_FILE), SAMPLE.name)
+        self.files.open_sample()
 
     def open_data(self) -> None:
         """Let the person add data files."""
@@ -186,13 +176,7 @@ class MainWindow(QMainWindow):
 
     def load_run_file(self, path: Path) -> None:
         """Take over a run file; a damaged one is told and changes nothing."""
-        try:
-            config = load_config(path)
-        except CoreError as error:
-            self.show_failure(Failed.of(error))
-            return
-        self.settings.add_recent(str(path))
-        self.draft.replace(config, path.parent.name if path.name == "run.toml" else path.stem)
+        self.files.open_run_file(path)
 
     def open_recent(self, path: str) -> None:
         """A run file or a data file that was open before."""
@@ -409,25 +393,10 @@ class MainWindow(QMainWindow):
         if self._closing and self.session.active:
             event.ignore()  # closed again when the run has ended
             return
-        if not self._remember():
+        self.settings.geometry = self.saveGeometry()
+        if not self.files.keep():
             event.ignore()
             return
         self._closing = True
         self.operations.close(keep_training=keep)
         event.accept()
-
-    def _remember(self) -> bool:
-        """Keep the draft for the next start; False where that fails, once: closing again closes without it."""
-        self.settings.geometry = self.saveGeometry()
-        self.settings.draft_name = self.draft.name
-        self.settings.sync()
-        try:
-            self.settings.save_draft(self.draft.config)
-        except (CoreError, OSError) as error:
-            if not self._told_unsaved:
-                self._told_unsaved = True
-                words = describe(error)
-                self.show_failure(Failed(f"The settings on these pages can not be kept. {words.message}",
-                                         "Close the window again to leave without keeping them.", words.details))
-                return False
-        return True

@@ -55,7 +55,6 @@ def test_every_page_of_the_window_imports_no_torch():
     assert loaded_after("import " + ", ".join(names), (*HEAVY, "peft")) == []
 
 
-@pytest.mark.full
 def test_the_core_imports_no_window():
     assert loaded_after("import " + ", ".join(core_modules()), (*WINDOW, "peft")) == []
 

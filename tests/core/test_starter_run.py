@@ -15,10 +15,9 @@ from core.training.loop import train
 pytestmark = pytest.mark.starter
 
 
-@pytest.mark.full
 def test_the_starter_learns_from_the_sample(starter_model: Path, tmp_path: Path) -> None:
     config = with_overrides(load_config(SAMPLE_RUN_FILE), [
-        f'model.path="{starter_model}"', "training.max_steps=12", "training.warmup_steps=2", "training.batch_size=4",
+        f'model.path="{starter_model}"', "training.max_steps=12", "training.warmup_steps=2", "training.batch_size=2",
         "training.device=cpu", "training.dtype=fp32", "data.validation_fraction=0.01"])
     events = list(train(Train(config, tmp_path / "run"), Control()))
     planned = next(event for event in events if isinstance(event, Planned))
