@@ -43,8 +43,9 @@ class Sweep:
 SWEEPS = (
     Sweep("length", "Length of a row, about 2,048 tokens a step", "tokens in a row",
           tuple(Point(length, length, max(1, 2048 // length)) for length in (128, 256, 512, 1024, 2048, 4096)),
-          "The products with the weights cost the same for each token; attention grows with the row: "
-          "a token looks at (n + 1) / 2 others in the mean. Memory grows with the largest pass, which is 1,024 tokens or one longer row."),
+          "The products with the weights cost the same for each token; attention grows with the row: a token looks at "
+          "(n + 1) / 2 others in the mean. Memory grows with the largest pass, which is 1,024 tokens or "
+          "one longer row."),
     Sweep("rank", "Rank on five kinds of layers, 1,024 tokens a step", "rank",
           tuple(Point(rank, adapter={"rank": rank, "target_modules": list(WIDE)}) for rank in (1, 4, 16, 64, 256)),
           "A pair of rank r costs 6 r (in + out) operations a token beside the 4 in out of the layer that it adapts: "
