@@ -91,6 +91,7 @@ def draw(sweep: Sweep, results: Results, path: Path) -> None:
                 label="estimated")
     memory.set_ylabel("peak memory, GB")
     for plot in (time, memory):
+        plot.margins(y=0.1)
         plot.set_ylim(bottom=0)
         plot.set_xlabel(sweep.quantity)
         if sweep.name != "layers":

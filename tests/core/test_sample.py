@@ -54,7 +54,8 @@ def test_the_files_are_exactly_what_the_generator_writes(tmp_path: Path) -> None
 
 
 def test_another_seed_gives_other_rows() -> None:
-    mix = orders.Mix(corrected=0.5, slips=0.1, listed=0.1, large=0.3, corrections={"tail_add": 1})
+    mix = orders.Mix(corrected=0.5, slips=0.1, listed=0.1, large=0.3, in_words=0.6, things=(45, 38, 17), given=0.6,
+                     corrections={"tail_add": 1})
     rows = [writer.Writer(words.TRAINING, mix, seed).row().message for seed in ("a", "a", "b")]
     assert rows[0] == rows[1] != rows[2]
 
