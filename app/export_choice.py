@@ -1,5 +1,6 @@
 """What the export wizard gathers: the choices, their sizes, their problems. No widgets here."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -124,6 +125,8 @@ def _state_problem(out: Path, needed: int) -> tuple[str, str]:
     parent = next((one for one in out.parents if one.exists()), out)
     if not parent.is_dir():
         return f"{parent.name} is a file, not a folder.", "Choose another folder."
+    if not os.access(parent, os.W_OK):
+        return f"Nothing can be written into {parent.name or parent}.", "Choose another folder."
     free = files.free_bytes(out)
     if needed and free < needed + _SPARE_BYTES:
         return f"The export takes {size(needed)}, but only {size(free)} are free here.", "Choose another disk."

@@ -1,4 +1,4 @@
-"""What differs between the settings of several runs: only that."""
+"""The settings of one run that are not the defaults, or of several runs what differs between them: only that."""
 
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,10 @@ def _value(config: RunConfig, path: str) -> Any:
 
 
 class DifferencePanel(Card):
-    """A small table: one line for each field that differs, one column for each run."""
+    """A small table: one line for each field that is told, one column for each run."""
 
     def __init__(self) -> None:
-        super().__init__("What differs")
+        super().__init__("Settings")
         self.table = QTableWidget()
         self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         self.table.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
@@ -59,7 +59,7 @@ class DifferencePanel(Card):
         self.table.setWordWrap(False)
         self.table.verticalHeader().hide()
         self.table.verticalHeader().setDefaultSectionSize(26)
-        self.table.setAccessibleName("Settings that differ")
+        self.table.setAccessibleName("Settings of the ticked runs")
         self._words = label("", "help", wrap=True)
         self._words.setAlignment(Qt.AlignmentFlag.AlignTop)
         self._stack = QStackedLayout()
@@ -70,13 +70,16 @@ class DifferencePanel(Card):
         self.show_configs([])
 
     def show_configs(self, runs: list[tuple[str, RunConfig]]) -> None:
-        """Compare these runs, given with their names."""
-        if len(runs) < 2:
-            self._tell("Tick two runs or more: here stands in which settings they differ.")
+        """Show one run's settings, or compare several; they are given with their names."""
+        if not runs:
+            self._tell("Tick a run to see its settings; of several those are shown in which they differ.")
             return
-        fields = differing_fields([config for _, config in runs])
+        if len(runs) == 1:
+            fields = [(path, values[1:]) for path, values in differing_fields([RunConfig(), runs[0][1]])]
+        else:
+            fields = differing_fields([config for _, config in runs])
         if not fields:
-            self._tell("These runs have the same settings.")
+            self._tell("These runs have the same settings." if len(runs) > 1 else "Everything is as it is by default.")
             return
         self.table.setColumnCount(1 + len(runs))
         self.table.setRowCount(len(fields))

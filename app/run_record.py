@@ -109,8 +109,8 @@ class RunRecord:
 
     @property
     def can_resume(self) -> bool:
-        """True where a checkpoint is there to go on from."""
-        return self.state in ("failed", "interrupted", "stopped") and self.checkpoints > 0
+        """True where something was trained: from the newest checkpoint, or before the first one from the beginning."""
+        return self.state in ("failed", "interrupted", "stopped") and (self.checkpoints > 0 or self.step is not None)
 
     @property
     def total_steps(self) -> int:

@@ -245,7 +245,7 @@ class MainWindow(QMainWindow):
     @Slot(object)
     def _run_failed(self, failed: Failed) -> None:
         run_dir = self.session.run_dir
-        resumable = run_dir is not None and bool(RunFolder(run_dir).checkpoint_folders())
+        resumable = run_dir is not None and RunFolder(run_dir).has_begun()
         if not self._closing:
             self.show_failure(failed, resume=run_dir if resumable else None)
 

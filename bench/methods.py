@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 from bench.study.cells import Cell, cells, quick_cells  # noqa: E402
 from bench.study.latency import NAME as LATENCY  # noqa: E402
 from bench.study.report import write_report  # noqa: E402
+from core.control import Control  # noqa: E402
 from core.openmp import set_wait_policy  # noqa: E402
 
 STEPS, QUICK_STEPS = {"orders": 150, "alpaca": 80}, {"orders": 40, "alpaca": 20}
@@ -49,6 +50,11 @@ def main() -> int:
         for cell in chosen:
             print(f"{'done' if (out / f'{cell.name}.json').exists() else 'open'}  {cell.name}")
         return 0
+    if options.model == "starter":
+        from core.models.starter import ensure_starter  # it brings torch
+
+        for _ in ensure_starter(Control()):
+            pass
     return run_all(chosen, options, out)
 
 

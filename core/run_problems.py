@@ -133,6 +133,9 @@ def _rank_problem(adapter: TargetConfig, name: str, smallest: int) -> Problem:
 
 
 def _scan_problems(config: RunConfig, card: ModelCard | None, scan: DataScanned) -> list[Problem]:
+    if scan.problems:
+        more = len(scan.problems) - 1
+        return [Problem("data.train", scan.problems[0], f"And {more} more like it." if more else "")]
     if scan.rows == 0:
         return [Problem("data.train", "The dataset has no rows.", "Choose another file.")]
     if scan.supervised_tokens == 0:
@@ -142,13 +145,19 @@ def _scan_problems(config: RunConfig, card: ModelCard | None, scan: DataScanned)
     if planned_steps(config, scan) == 0:
         found.append(Problem("data.validation_fraction", "All rows are held out, none is left to train on.",
                              "Hold out a smaller share."))
-    row = min(scan.longest, config.data.max_length)
-    longest = row + (config.prefix.length if config.prefix is not None else 0)
-    if card is not None and card.model_type in ABSOLUTE_POSITIONS and 0 < card.context_length < longest:
-        found.append(Problem("data.max_length", f"This model can not read more than {card.context_length:,} tokens, "
-                             f"the longest row has {longest:,}{' with the prefix' if config.prefix else ''}.",
-                             f"Set it to {card.context_length - (longest - row):,} or less."))
+    if card is not None:
+        found += length_problems(config, card, min(scan.longest, config.data.max_length))
     return found
+
+
+def length_problems(config: RunConfig, card: ModelCard, row: int) -> list[Problem]:
+    """Whether this model can compute a row of so many tokens at all."""
+    longest = row + (config.prefix.length if config.prefix is not None else 0)
+    if card.model_type not in ABSOLUTE_POSITIONS or not 0 < card.context_length < longest:
+        return []
+    return [Problem("data.max_length", f"This model can not read more than {card.context_length:,} tokens, "
+                    f"the longest row has {longest:,}{' with the prefix' if config.prefix else ''}.",
+                    f"Set it to {card.context_length - (longest - row):,} or less.")]
 
 
 def advice(config: RunConfig, card: ModelCard | None = None, scan: DataScanned | None = None) -> list[Problem]:

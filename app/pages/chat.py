@@ -214,7 +214,8 @@ class ChatPage(QWidget):
         return Generate(
             self._model(), None, {name: (*before, *column.conversation) for name, column in columns.items()},
             temperature=self.settings.temperature_value, max_new_tokens=self.settings.most_tokens.value(),
-            seed=self._seed, dtype=training.dtype if training else "auto", adapters=self._asked)
+            seed=self._seed, dtype=training.dtype if training else "auto",
+            device="cpu" if training and training.device == "cpu" else "auto", adapters=self._asked)
 
     def _columns(self) -> dict[str, ChatColumn]:
         return {"base": self.base, "tuned": self.tuned} if self.mixer.rows else {"base": self.base}

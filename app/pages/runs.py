@@ -21,6 +21,7 @@ from app import theme
 from app.background import Background
 from app.folder_drop import FolderDrop
 from app.run_difference import DifferencePanel
+from app.run_list import run_choice
 from app.run_overlay import RunOverlay
 from app.run_table import RunTable, RunTableModel
 from app.widgets import EmptyState, button, label, row
@@ -175,10 +176,10 @@ class RunsPage(QWidget):
     def _row_changed(self) -> None:
         run = self.table.selected()
         state = run.state if run else "damaged"
-        trained = run is not None and run.steps_done > 0 and state != "damaged"
+        trained = run is not None and state != "damaged" and bool(run_choice(run.folder).adapters)
         able = {
             "open": run is not None and state not in ("damaged", "new"),
-            "continue": state in ("interrupted", "stopped", "failed") and run is not None and _has_checkpoint(run),
+            "continue": state in ("interrupted", "stopped", "failed") and run is not None and run.steps_done > 0,
             "repeat": run is not None and state != "damaged",
             "chat": trained, "export": trained and state != "running",
             "rename": run is not None and state != "running",
@@ -297,7 +298,3 @@ class RunsPage(QWidget):
         """No need to look while nobody sees."""
         super().hideEvent(event)
         self._timer.stop()
-
-
-def _has_checkpoint(run: RunSummary) -> bool:
-    return any((folder / "manifest.json").is_file() for folder in RunFolder(run.folder).checkpoint_folders())

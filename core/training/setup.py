@@ -20,7 +20,7 @@ from core.data.batching import Batch, pack, pad
 from core.data.prepare import prepare_rows
 from core.data.row_store import row_lengths
 from core.data.template import EncodedRow
-from core.errors import CoreError, ModelError
+from core.errors import ConfigError, CoreError, ModelError
 from core.events import Event, Note, Progress
 from core.lora.adaptation import Adaptation
 from core.lora.beside import add_tokens
@@ -31,6 +31,7 @@ from core.models.inspect import read_card
 from core.models.library import resolve
 from core.models.load import load_model, load_tokenizer, resolve_dtype
 from core.models.quantise import ORIGIN_KEY, quantisation_of
+from core.run_problems import Problem, length_problems, problems
 from core.training.loss import SummedLoss, chunked_loss, direct_loss
 from core.training.parallel import Ranks
 from core.training.segments import segmented_attention
@@ -90,11 +91,13 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None) -> 
     path = resolve(config.model.path)
     yield Progress("Reading the model", 0, 0)
     card = read_card(path)
+    device = ranks.device(config.training.device)
+    _refuse(problems(config, card))
     tokenizer = load_tokenizer(path)
     if isinstance(config.adapter, PatternedConfig):
         add_tokens(tokenizer, config.adapter.new_tokens)
     prepared = yield from prepare_rows(config.data, tokenizer, config.training.seed, control)
-    device = ranks.device(config.training.device)
+    _refuse(length_problems(config, card, int(row_lengths(prepared.train).max())))
     # full fine-tuning: small steps would be lost in 16-bit weights
     whole = isinstance(config.adapter, FullConfig) and config.training.dtype == "auto"
     wanted = "fp32" if whole else config.training.dtype
@@ -159,6 +162,14 @@ def _digest(rows: Iterable[EncodedRow]) -> str:
         digest.update(row.input_ids.tobytes())
         digest.update(row.supervised.tobytes())
     return digest.hexdigest()
+
+
+def _refuse(found: Sequence[Problem]) -> None:
+    """Raise what the form would have written at its fields: a run file need not come from the form."""
+    if found:
+        first = found[0]
+        raise ConfigError(f"{first.field}: {first.message}", first.hint,
+                          "\n".join(f"{each.field}: {each.message} {each.hint}".rstrip() for each in found))
 
 
 def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str, device: torch.device,

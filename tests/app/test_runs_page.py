@@ -82,7 +82,12 @@ def test_only_what_differs_is_shown(page: RunsPage, root: Path) -> None:
     for run in page.model.runs:
         page.model.tick(run.folder, on=False)
     assert page.difference.rows() == []
+    page.model.tick(root / "two")
+    told = [line[0] for line in page.difference.rows()]
+    assert "Rank" in told and "Alpha" not in told  # one run: what is not the default
     page.model.tick(root / "one")
+    assert [sorted(line[1:]) for line in page.difference.rows()] == [["16", "8"], ["0.0002", "0.0005"]]
+    page.model.tick(root / "two", on=False)
     page.model.tick(root / "two")
     assert page.difference.rows() == [["Rank", "8", "16"], ["Learning rate", "0.0002", "0.0005"]]
 

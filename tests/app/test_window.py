@@ -326,7 +326,8 @@ def test_foreign_text_is_never_markup(make_window: MakeWindow, engines: tuple[Fa
     window = make_window(parse_config({"model": {"path": MARKUP}, "data": {"train": [str(file)]}}), MARKUP)
     for key in ("model", "data", "method"):
         window.show_page(key)
-    qtbot.waitUntil(lambda: "PreviewRows" in engine.kinds() and window.draft.ready)
+    qtbot.waitUntil(lambda: "PreviewRows" in engine.kinds() and bool(window.draft.problems))
+    assert window.draft.problems[0].message == MARKUP and not window.top.start.isEnabled()
     qtbot.wait(100)
     window.draft.set_error("adapter.rank", MARKUP)
     assert MARKUP not in window.top.start.toolTip() and window.top.start.toolTip()

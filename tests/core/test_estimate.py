@@ -118,6 +118,8 @@ def test_a_good_run_has_no_problem() -> None:
     ({"adapter": {"first_layer": 5, "last_layer": 4}}, {}, {}, "adapter.first_layer"),
     ({}, {}, {"rows": 0}, "data.train"),
     ({}, {}, {"supervised_tokens": 0}, "data.train"),
+    ({}, {}, {"problems": ("a.jsonl, line 3: this is not valid JSON.",)}, "data.train"),
+    ({}, {}, {"rows": 0, "problems": ("a.jsonl, line 1: this is not valid JSON.",)}, "data.train"),
     ({"data": {"train": [__file__], "validation_fraction": 0.5}}, {}, {"rows": 1}, None),
     ({}, {"model_type": "gpt2", "context_length": 64}, {}, "data.max_length"),
     ({}, {"model_type": "gpt2", "context_length": 96}, {}, None),

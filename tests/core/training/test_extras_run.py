@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from core.adapter_folder import adapter_folder_bytes, is_adapter_folder, named_base
 from core.config import RunConfig, parse_config
 from core.control import Control
-from core.errors import AdapterError, CoreError
+from core.errors import AdapterError, ConfigError, CoreError
 from core.estimate import estimate
 from core.events import Event, Planned, ReceiptReady, Result, StepDone
 from core.export.export import export
@@ -276,7 +276,7 @@ def test_what_can_not_work_is_told_at_its_field(tiny_model: Path, data: Path, tm
     assert fields(first_layer=3) == ["bottleneck.first_layer"]
     full = parse_config({**config.model_dump(mode="json"), "adapter": {"method": "full"}, "prefix": {}})
     assert [problem.field for problem in problems(full, card)] == ["adapter.method"]
-    with pytest.raises(AdapterError, match="Full fine-tuning"):
+    with pytest.raises(ConfigError, match="Full fine-tuning"):
         list(train(Train(full, tmp_path / "run"), Control()))
 
 

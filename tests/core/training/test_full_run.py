@@ -13,7 +13,7 @@ from core.base_memory import trained_numbers
 from core.config import FullConfig, RunConfig, parse_config
 from core.control import Control
 from core.data.batching import pad, step_rows
-from core.errors import AdapterError, CoreError
+from core.errors import AdapterError, ConfigError, CoreError
 from core.estimate import estimate
 from core.events import Event, Finished, Planned, StepDone
 from core.jobs import Generate, Resume, Train
@@ -181,7 +181,7 @@ def test_problems_are_told_before_the_start(tiny_model: Path, data: Path, tmp_pa
     assert [(item.field, "fp32" in item.message) for item in found] == [("training.dtype", True)]
     assert problems(_config(tiny_model, data, ["nothing"]), card)[0].field == "adapter.target_modules"
     assert problems(_config(tiny_model, data), card) == []
-    with pytest.raises(AdapterError, match="fp32"):
+    with pytest.raises(ConfigError, match="fp32"):
         _run(_config(tiny_model, data, dtype="bf16"), tmp_path / "run")
 
 
