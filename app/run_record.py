@@ -110,7 +110,7 @@ class RunRecord:
     @property
     def can_resume(self) -> bool:
         """True where something was trained: from the newest checkpoint, or before the first one from the beginning."""
-        return self.state in ("failed", "interrupted", "stopped") and (self.checkpoints > 0 or self.step is not None)
+        return self.state in ("failed", "interrupted", "stopped") and self.step is not None
 
     @property
     def total_steps(self) -> int:

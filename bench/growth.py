@@ -16,7 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.curves.sweeps import Point, config_of, every_point, write_rows  # noqa: E402
+from bench.curves.sweeps import Point, config_of, every_point  # noqa: E402
+from bench.filled_rows import write_filled_rows  # noqa: E402
 from bench.speed.alone import run_alone  # noqa: E402
 from core.models.library import resolve  # noqa: E402
 
@@ -60,7 +61,7 @@ def measure(point: Point, model: str) -> dict[str, float]:
     """Speed and peak memory of one run, with the operations that it had to do."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "rows.jsonl"
-        write_rows(point, data)
+        write_filled_rows(data, point.batch * (point.warm + point.steps), point.length)
         config = config_of(point, model, data)
         answer = run_alone("ours:train_once", {"config": config.model_dump(mode="json"), "warm": point.warm,
                                                "count": True}, Path(folder) / "home")

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import random
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from bench.filled_rows import write_filled_rows  # noqa: E402
 from core.config import DataConfig, ModelConfig, RunConfig, TrainingConfig, dump_config, with_overrides  # noqa: E402
 from core.memory import PARTS  # noqa: E402
 from core.openmp import set_wait_policy  # noqa: E402
@@ -156,12 +156,8 @@ def peak_of(command: list[str], environment: dict[str, str], output: Path) -> in
 
 def write_run_file(folder: Path, case: Case, model: str) -> Path:
     """A run of two steps, and its data: answers longer than the greatest length."""
-    draw = random.Random(0)
-    words = ["green", "seven", "house", "river", "bread", "small", "under", "light", "stone", "again"]
-    rows = [" ".join(draw.choices(words, k=case.length + 100)) for _ in range(STEPS * case.batch)]
     data = folder / "rows.jsonl"
-    data.write_text("".join(json.dumps({"instruction": "Go on.", "output": row}) + "\n" for row in rows),
-                    encoding="utf-8")
+    write_filled_rows(data, STEPS * case.batch, case.length)
     config = RunConfig(
         model=ModelConfig(path=model),
         data=DataConfig(train=(str(data),), max_length=case.length, validation_fraction=0.0),

@@ -135,7 +135,7 @@ def _rank_problem(adapter: TargetConfig, name: str, smallest: int) -> Problem:
 def _scan_problems(config: RunConfig, card: ModelCard | None, scan: DataScanned) -> list[Problem]:
     if scan.problems:
         more = len(scan.problems) - 1
-        return [Problem("data.train", scan.problems[0], f"And {more} more like it." if more else "")]
+        return [Problem("data.train", scan.problems[0], f"And {more} more." if more else "")]
     if scan.rows == 0:
         return [Problem("data.train", "The dataset has no rows.", "Choose another file.")]
     if scan.supervised_tokens == 0:

@@ -234,5 +234,5 @@ def scan_pills(scan: DataScanned) -> list[Pill]:
     if scan.problems:
         more = len(scan.problems) - _PROBLEMS_SHOWN
         lines = [*scan.problems[:_PROBLEMS_SHOWN], *([f"and {more} more"] if more > 0 else [])]
-        pills.append(Pill(words.plural(len(scan.problems), "remark"), "warning", "\n".join(lines)))
+        pills.append(Pill(words.plural(len(scan.problems), "problem"), "danger", "\n".join(lines)))
     return pills

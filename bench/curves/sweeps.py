@@ -1,7 +1,5 @@
 """Which runs are measured: one quantity grows, the rest stays. Rows are filled to their length: sizes are exact."""
 
-import json
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +63,7 @@ SWEEPS = (
 
 
 def config_of(point: Point, model: str, data: Path) -> RunConfig:
-    """The run file of a point; `data` is written by `write_rows`."""
+    """The run file of a point; `data` holds rows that fill its length."""
     return parse_config({
         "model": {"path": model},
         "data": {"train": [str(data)], "max_length": point.length, "validation_fraction": 0.0},
@@ -73,16 +71,6 @@ def config_of(point: Point, model: str, data: Path) -> RunConfig:
         "training": {"batch_size": point.batch, "max_steps": point.warm + point.steps, "epochs": 1000.0,
                      "schedule": "constant", "warmup_steps": 0, "evaluate_every": 0, "checkpoint_every": 0,
                      "device": "cpu", "dtype": "fp32"}})
-
-
-def write_rows(point: Point, path: Path) -> None:
-    """Instructions with answers that are longer than the greatest length, all different."""
-    draw = random.Random(point.length)
-    words = ["green", "seven", "house", "river", "bread", "small", "under", "light", "stone", "again"]
-    with open(path, "w", encoding="utf-8") as file:
-        for _ in range(point.batch * (point.warm + point.steps)):
-            answer = " ".join(draw.choices(words, k=point.length + 100))
-            file.write(json.dumps({"instruction": "Go on.", "output": answer}) + "\n")
 
 
 def every_point() -> Iterator[tuple[Sweep, Point]]:

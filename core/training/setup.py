@@ -97,7 +97,8 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None) -> 
     if isinstance(config.adapter, PatternedConfig):
         add_tokens(tokenizer, config.adapter.new_tokens)
     prepared = yield from prepare_rows(config.data, tokenizer, config.training.seed, control)
-    _refuse(length_problems(config, card, int(row_lengths(prepared.train).max())))
+    lengths = [row_lengths(rows) for rows in (prepared.train, prepared.validation)]
+    _refuse(length_problems(config, card, int(max(found.max(initial=0) for found in lengths))))
     # full fine-tuning: small steps would be lost in 16-bit weights
     whole = isinstance(config.adapter, FullConfig) and config.training.dtype == "auto"
     wanted = "fp32" if whole else config.training.dtype

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tiny_models import FAMILIES, build_tiny
 
-from core.config import RunConfig, parse_config
+from core.config import RunConfig, parse_config, with_overrides
 from core.control import Control
 from core.errors import ConfigError
 from core.events import Result, StepDone
@@ -49,3 +49,13 @@ def test_what_the_form_would_refuse_is_refused_without_a_form(tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"adapter\.rank: .* only .* wide") as caught:
         list(train(Train(config, tmp_path / "run"), Control()))
     assert "adapter.rank" in caught.value.details
+
+
+def test_a_held_out_row_counts_as_well(tmp_path: Path) -> None:
+    config = config_of("gpt2", tmp_path)
+    with open(config.data.train[0], "a", encoding="utf-8") as file:
+        file.write(json.dumps({"prompt": "Count.", "completion": "one two three " * 400}) + "\n")
+    for seed in range(4):  # among the rows to train on with some, held out with others
+        split = with_overrides(config, ["data.validation_fraction=0.5", f"training.seed={seed}"])
+        with pytest.raises(ConfigError, match=r"data\.max_length"):
+            list(train(Train(split, tmp_path / f"run {seed}"), Control()))
