@@ -47,9 +47,8 @@ def _page(results: Results, latency: dict[str, Any] | None) -> Iterable[str]:
             yield "Not measured.\n"
             continue
         yield from _table(task, rows)
-        spread = noise(results, task)
-        if spread:
-            yield f"The validation loss of one cell moves by up to {spread:.3f} between seeds.\n"
+        if (spread := noise(results, task)) is not None:
+            yield f"Differences in validation loss move by up to {spread:.3f} between seeds: less is chance.\n"
     yield "## The article's claims\n"
     yield from (f"- {sentence}" for sentence in claims(results, latency))
     yield "\n## How it was done\n"
@@ -59,20 +58,21 @@ def _page(results: Results, latency: dict[str, Any] | None) -> Iterable[str]:
 def _table(task: str, rows: list[tuple[study.Variant, list[dict[str, Any]]]]) -> Iterable[str]:
     scored = task == "orders"
     yield ("| method | trained | validation loss |" + (" exact match |" if scored else "")
-           + " seeds | seconds | tokens/s | memory |")
-    yield "|---|---:|---:|" + ("---:|" if scored else "") + "---:|---:|---:|---:|"
+           + " seeds | CPU seconds | memory |")
+    yield "|---|---:|---:|" + ("---:|" if scored else "") + "---:|---:|---:|"
     for variant, found in rows:
         cells = [variant.title, f"{found[0]['trainable_parameters']:,}",
                  spread_words(found, "validation_loss", "{:.3f}")]
         if scored:
             cells.append(spread_words(found, "exact_match", "{:.1%}"))
-        cells += [str(len(found)), f"{middle(found, 'seconds'):.0f}", f"{middle(found, 'tokens_per_second'):.0f}",
+        cells += [str(len(found)), f"{middle(found, 'cpu_seconds'):.0f}",
                   f"{middle(found, 'peak_rss_bytes') / 1e9:.1f} GB"]
         yield f"| {' | '.join(cells)} |"
     speeds = [result["matrix_gflops"] for _, found in rows for result in found]
     first = rows[0][1][0]
-    yield (f"\n{first['steps']} steps, {first['tokens']:,} tokens; matrix products ran at {min(speeds):.0f} to "
-           f"{max(speeds):.0f} GFLOP/s with {first['threads']} threads in these runs, so compare seconds with care.\n")
+    yield (f"\n{first['steps']} steps, {first['tokens']:,} tokens. Seconds are those of the processor, on one "
+           f"thread; other work ran beside it, and matrix products reached {min(speeds):.0f} to "
+           f"{max(speeds):.0f} GFLOP/s.\n")
 
 
 def middle(found: list[dict[str, Any]], key: str) -> float:

@@ -56,7 +56,7 @@ def configured(cell: Cell, steps: int, alpaca: Path | None, model: str) -> RunCo
 
 
 def measure(cell: Cell, config: RunConfig, heldout: int) -> dict[str, Any]:
-    """Train the cell and say what came of it."""
+    """Train the cell and say what came of it; `cpu_seconds` are those of the training, its evaluations included."""
     speed = matrix_speed()
     result: dict[str, Any] = {"cell": cell.name, "task": cell.task, "variant": cell.variant.name,
                               "title": cell.variant.title, "seed": cell.seed, "threads": torch.get_num_threads(),
