@@ -67,6 +67,7 @@ class Draft(QObject):
         self._timer.setSingleShot(True)
         self._timer.setInterval(debounce_ms)
         self._timer.timeout.connect(self._look)
+        operations.changed.connect(self._update_problems)
         self._update_problems()
 
     @property
@@ -303,9 +304,14 @@ class Draft(QObject):
             self._was_checking = self.checking
             self.checking_changed.emit(self.checking)
 
+    def _devices(self) -> tuple[str, ...]:
+        """Names of this machine's devices; none before an engine has told them."""
+        return self._operations.client("train").hardware.devices
+
+    @Slot()
     def _update_problems(self) -> None:
         form = [Problem(path, message, "") for path, message in self._form_errors.items()]
-        found = (*form, *self._failures.values(), *problems(self._config, self._card, self._scan))
+        found = (*form, *self._failures.values(), *problems(self._config, self._card, self._scan, self._devices()))
         if found != self._problems:
             self._problems = found
             self.problems_changed.emit(found)

@@ -16,6 +16,7 @@ from shiboken6 import isValid
 
 from app.engine_thread import EngineThread
 from core.control import Control
+from core.engine.protocol import Ready
 from core.events import Event, Failed, Result
 from core.jobs import Job
 
@@ -32,13 +33,8 @@ class Client(Protocol):
         ...
 
     @property
-    def gpus(self) -> int:
-        """How many GPUs of this machine can train one run together, as far as is known."""
-        ...
-
-    @property
-    def accelerator(self) -> str:
-        """The GPU that computes by default; "" for the processor, or as long as it is not known."""
+    def hardware(self) -> Ready:
+        """What this machine computes with, as far as is known."""
         ...
 
     def start(self) -> None:
@@ -207,7 +203,7 @@ class Operations(QObject):
     """The two engines of the window: one trains, one serves the short jobs.
 
     Signals: `failed(Failed)` for failures without an own handler; `changed()` when an engine
-    becomes busy or free.
+    becomes busy or free, and when its process starts, is warm or ends.
     """
 
     failed = Signal(object)

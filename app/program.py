@@ -32,8 +32,8 @@ def run_window(argv: Sequence[str] = ()) -> int:
     watch = _EngineWatch()
     operations = Operations(EngineClient("train", on_change=watch.changed.emit),
                             EngineClient("work", on_change=watch.changed.emit))
+    watch.changed.connect(operations.changed)
     window = MainWindow(operations, settings, theme.Theme(app, settings.scheme))
-    watch.changed.connect(window.show_engines)
     hooks.failed.connect(window.show_failure)
     restore_geometry(window, settings)
     install_if_asked(window)

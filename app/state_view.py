@@ -54,8 +54,9 @@ class StateView:
         return "Looking at the model and the data…"
 
     def _show_hardware(self) -> None:
-        self._sidebar.show_machine(self._operations.client("train").accelerator)
-        self._menus.show_gpus(self._operations.client("train").gpus, self._draft.config.training.device)
+        hardware = self._operations.client("train").hardware
+        self._sidebar.show_machine(hardware.accelerator)
+        self._menus.show_gpus(hardware.gpus, self._draft.config.training.device)
 
     def show_engines(self) -> None:
         """The dot and the words at the foot of the side bar, and what the engine has found."""

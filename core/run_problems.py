@@ -4,7 +4,7 @@ Plain Python without torch, quick enough to be called at every key stroke of the
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from core.config import (
     PatternedConfig,
     RunConfig,
     TargetConfig,
+    missing_device,
 )
 from core.errors import AdapterError
 from core.estimate import chosen_targets
@@ -52,10 +53,11 @@ def planned_steps(config: RunConfig, scan: DataScanned) -> int:
     return min(steps, training.max_steps) if training.max_steps else steps
 
 
-def problems(config: RunConfig, card: ModelCard | None = None, scan: DataScanned | None = None) -> list[Problem]:
+def problems(config: RunConfig, card: ModelCard | None = None, scan: DataScanned | None = None,
+             devices: Sequence[str] = ()) -> list[Problem]:
     """Everything that would make this run fail, each with the path of its field.
 
-    Without a card or a scan only what can be told without them is checked.
+    Without a card, a scan or the names of this machine's devices only what can be told without them is checked.
     """
     found = []
     if not config.model.path:
@@ -71,6 +73,8 @@ def problems(config: RunConfig, card: ModelCard | None = None, scan: DataScanned
         found += _target_problems(config, card)
     if scan is not None:
         found += _scan_problems(config, card, scan)
+    if devices and (told := missing_device(config.training.device, devices)):
+        found.append(Problem("training.device", *told))
     return found
 
 

@@ -9,6 +9,7 @@ from PySide6.QtWidgets import QLabel, QWidget
 
 from core import events, jobs, records
 from core.control import Control
+from core.engine.protocol import Ready
 
 
 def llama_modules(layers: int = 3, width: int = 64, inner: int = 128,
@@ -61,7 +62,7 @@ class FakeClient:
         self.jobs: list[jobs.Job] = []
         self.started = self.closed = False
         self.state = "idle"
-        self.gpus, self.accelerator = 0, ""
+        self.hardware = Ready()
         entry = records.ModelEntry("starter", Path("models/tiny-llama"), "starter", 800_000, "ready")
         self.answers: dict[type, list[events.Event] | Callable[[Any, Control], Iterator[events.Event]]] = {
             jobs.ListModels: [events.ModelsListed((entry,))],

@@ -7,6 +7,7 @@ from pathlib import Path
 from core import events, files
 from core.config import AdapterConfig, DataConfig, LoraConfig, ModelConfig, RunConfig, TrainingConfig
 from core.control import Control
+from core.engine.protocol import Ready
 from core.jobs import Job
 from core.runs.folder import RunFolder
 
@@ -21,7 +22,7 @@ class FakeClient:
         self.jobs: list[Job] = []
         self.gate = threading.Event()
         self.state = "idle"
-        self.gpus, self.accelerator = 0, ""
+        self.hardware = Ready()
 
     def start(self) -> None: ...
 

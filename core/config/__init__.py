@@ -33,12 +33,12 @@ from core.config.run import (
     with_overrides,
 )
 from core.config.section import Section, option
-from core.config.training import DataConfig, ModelConfig, TrainingConfig
+from core.config.training import DataConfig, ModelConfig, TrainingConfig, missing_device
 
 __all__ = [
     "METHODS", "STARTER", "TARGET_PRESETS", "AdaLoraConfig", "AdapterConfig", "BottleneckConfig", "DataConfig",
     "DoraConfig", "FullConfig", "LoraConfig", "LowRankConfig", "ModelConfig", "NoAdapterConfig",
     "PatternedConfig", "PrefixConfig", "QLoraConfig", "RunConfig", "Section", "TargetConfig", "TargetedConfig",
-    "TrainingConfig", "absolute_paths", "dump_config", "field_errors", "load_config", "option", "parse_config",
-    "with_method", "with_overrides",
+    "TrainingConfig", "absolute_paths", "dump_config", "field_errors", "load_config", "missing_device", "option",
+    "parse_config", "with_method", "with_overrides",
 ]

@@ -1,6 +1,7 @@
 """The tables [model], [data] and [training]."""
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import field_validator
@@ -113,3 +114,11 @@ class TrainingConfig(Section):
     def on_cuda(self) -> bool:
         """True where a GPU with CUDA is named."""
         return self.device == "all" or self.device.startswith("cuda")
+
+
+def missing_device(name: str, devices: Sequence[str]) -> tuple[str, str] | None:
+    """A sentence and a hint where the machine that has `devices` lacks what `training.device` names; else None."""
+    wanted = "cuda:0" if name == "cuda" else name
+    if name in ("auto", "all") or wanted in devices:
+        return None
+    return f"This machine has no device {name}.", f"It has: {', '.join(devices)}."

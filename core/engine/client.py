@@ -78,17 +78,8 @@ class EngineClient:
         return session.pid if session else None
 
     @property
-    def gpus(self) -> int:
-        """How many GPUs of this machine can train one run together; 0 until the first process is warm."""
-        return self._hardware().gpus
-
-    @property
-    def accelerator(self) -> str:
-        """Name and memory of the GPU that computes by default; "" for the processor, or until a process is warm."""
-        return self._hardware().accelerator
-
-    def _hardware(self) -> protocol.Ready:
-        """What the first warm process found; the machine does not change with the process."""
+    def hardware(self) -> protocol.Ready:
+        """What the first warm process found, which does not change with the process; nothing until one is warm."""
         if self._ready is None and self._session is not None:
             self._ready = self._session.ready
         return self._ready or protocol.Ready()
@@ -144,7 +135,7 @@ class EngineClient:
         session = self._living_session()
         while session.state == "starting" and not control.stop_requested:
             time.sleep(_LOOK_SECONDS)
-        return self.gpus > 1
+        return self.hardware.gpus > 1
 
     def _session_of_several(self) -> Session:
         """A new one in the place of the engine that is there, whose memory is needed."""

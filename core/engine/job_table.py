@@ -70,7 +70,8 @@ class JobRunner:
         torch = importlib.import_module("torch")
         several = torch.distributed.is_available() and torch.distributed.is_nccl_available()
         device = importlib.import_module("core.models.device")
-        return Ready(torch.cuda.device_count() if several else 0, device.accelerator_words())
+        return Ready(torch.cuda.device_count() if several else 0, device.accelerator_words(),
+                     tuple(device.available_devices()))
 
     def _unload(self) -> Iterator[Event]:
         self._warm.clear()

@@ -68,13 +68,15 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Ready:
-    """The engine is warmed up: jobs start without delay. `gpus` of this machine can train one run together.
+    """The engine is warmed up: jobs start without delay. What it found this machine to compute with.
 
-    `accelerator` is the name and the memory of what computes by default, "" for the processor.
+    `gpus` can train one run together; `accelerator` is the name and the memory of what computes by default, "" for
+    the processor; `devices` are the names that `training.device` may have, none while they are not known.
     """
 
     gpus: int = 0
     accelerator: str = ""
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

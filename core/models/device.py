@@ -11,6 +11,7 @@ import psutil
 import torch
 
 from core import files
+from core.config import missing_device
 from core.errors import CoreError
 from core.paths import cache_root
 from core.words import memory
@@ -48,14 +49,13 @@ def resolve_device(name: str) -> torch.device:
         CoreError: this machine has no such device; the hint names those it has.
     """
     if name in ("auto", "all"):
-        return torch.device(_available()[0])
-    wanted = "cuda:0" if name == "cuda" else name
-    if wanted not in _available():
-        raise CoreError(f"This machine has no device {name}.", f"It has: {', '.join(_available())}.")
-    return torch.device(wanted)
+        return torch.device(available_devices()[0])
+    if told := missing_device(name, available_devices()):
+        raise CoreError(*told)
+    return torch.device("cuda:0" if name == "cuda" else name)
 
 
-def _available() -> list[str]:
+def available_devices() -> list[str]:
     """Names of the devices here, the best first."""
     found = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if torch.backends.mps.is_available():
@@ -155,7 +155,7 @@ def physical_cores() -> int:
 
 def machine_facts(measure: bool = True) -> MachineFacts:
     """The devices of this machine with their memory and, if `measure`, their speed."""
-    devices = tuple(_facts(torch.device(name), measure) for name in _available())
+    devices = tuple(_facts(torch.device(name), measure) for name in available_devices())
     return MachineFacts(devices, physical_cores(), torch.__version__)
 
 

@@ -13,6 +13,7 @@ from app.operations import Operations
 from core import events, jobs
 from core.config import RunConfig, parse_config
 from core.control import Control
+from core.engine.protocol import Ready
 
 
 def fields(draft: Draft) -> list[str]:
@@ -96,6 +97,19 @@ def test_a_whole_config_is_taken_over(operations: Operations) -> None:
     draft.replace(parse_config({"adapter": {"rank": 3}}), "third")
     assert (draft.value("adapter.rank"), draft.name, seen) == (3, "third", ["third"])
     assert draft.undo_stack.count() == 0 and "adapter.alpha" not in fields(draft)
+
+
+def test_a_device_that_this_machine_lacks_is_a_problem_at_its_field(
+        operations: Operations, engines: tuple[FakeClient, FakeClient], data_file: Path) -> None:
+    draft = make_draft(operations)
+    draft.set_values({"model.path": "m", "data.train": (str(data_file),), "training.device": "cuda:1"})
+    assert not draft.problems_of("training")  # nothing is known of the machine yet
+    engines[0].hardware = Ready(devices=("cuda:0", "cpu"))
+    operations.changed.emit()
+    assert [(problem.field, problem.message, problem.hint) for problem in draft.problems_of("training")] == [
+        ("training.device", "This machine has no device cuda:1.", "It has: cuda:0, cpu.")]
+    draft.set_value("training.device", "cuda")
+    assert not draft.problems_of("training")
 
 
 def test_an_answer_about_data_that_was_taken_away_is_not_shown(

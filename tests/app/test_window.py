@@ -25,6 +25,7 @@ from app.window import MainWindow
 from core import events, files, jobs, records
 from core.config import RunConfig, load_config, parse_config
 from core.control import Control
+from core.engine.protocol import Ready
 
 MARKUP = '<img src="http://example.invalid/x.png"><b>bold</b>'
 MakeWindow = Callable[..., MainWindow]
@@ -243,7 +244,7 @@ def test_all_gpus_are_offered_where_there_are_several(make_window: MakeWindow, e
     window = make_window(RunConfig())
     action = window.menus.all_gpus
     assert not action.isVisible()
-    engines[0].gpus = 4
+    engines[0].hardware = Ready(gpus=4)
     window.operations.changed.emit()
     assert action.isVisible() and not action.isChecked() and "4" in action.text()
     action.trigger()
@@ -255,7 +256,7 @@ def test_all_gpus_are_offered_where_there_are_several(make_window: MakeWindow, e
 def test_the_side_bar_names_what_computes(make_window: MakeWindow, engines: tuple[FakeClient, FakeClient]) -> None:
     window = make_window(RunConfig())
     assert window.sidebar.machine.full_text.startswith("CPU")
-    engines[0].accelerator = "NVIDIA H100 · 80 GB"
+    engines[0].hardware = Ready(accelerator="NVIDIA H100 · 80 GB")
     window.operations.changed.emit()
     assert window.sidebar.machine.full_text == "NVIDIA H100 · 80 GB"
 

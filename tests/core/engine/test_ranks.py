@@ -42,7 +42,7 @@ def test_the_client_knows_what_computes(make_client: "type[EngineClient]") -> No
     client = make_client()
     client.start()
     wait_until(lambda: client.state == "idle")
-    assert (client.gpus, client.accelerator) == (2, "A GPU · 80 GB")  # as the fake says
+    assert (client.hardware.gpus, client.hardware.accelerator) == (2, "A GPU · 80 GB")  # as the fake says
 
 
 @pytest.mark.full
