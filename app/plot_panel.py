@@ -1,21 +1,16 @@
 """What stands around a plot: smoothing, logarithmic scale, reset, and saving as picture or table."""
 
 from collections.abc import Callable
-from pathlib import Path
 
-from PySide6.QtCore import QBuffer, QIODevice, QPoint, QSize, Qt, QTimer, Signal, Slot
-from PySide6.QtGui import QAction, QImage, QPainter, QRegion
-from PySide6.QtWidgets import QCheckBox, QFileDialog, QMenu, QPushButton, QSlider, QWidget
+from PySide6.QtCore import QPoint, Qt, QTimer, Signal, Slot
+from PySide6.QtWidgets import QCheckBox, QMenu, QSlider, QWidget
 
 from app import theme
 from app.plot_group import PlotGroup
+from app.plot_saving import PlotSaver, SaveButton, save_table, small_button
 from app.plots import StepPlot
-from app.series import DEFAULT_SMOOTHING, Series, as_csv
+from app.series import DEFAULT_SMOOTHING, Series
 from app.widgets import label, plain_tip, row
-from core import files
-from core.errors import describe
-
-PICTURE_SCALE = 2  # pixels of the saved picture for one of the window's
 
 
 def smoothing_of(position: int) -> float:
@@ -23,75 +18,36 @@ def smoothing_of(position: int) -> float:
     return 1.0 - 10.0 ** (-position / 50.0)
 
 
-def save_picture(widget: QWidget, path: Path) -> None:
-    """Write what the widget shows as PNG, at twice the resolution. Raises OSError."""
-    image = QImage(widget.size() * PICTURE_SCALE, QImage.Format.Format_ARGB32)
-    image.setDevicePixelRatio(PICTURE_SCALE)
-    image.fill(theme.colors().surface)
-    painter = QPainter(image)
-    # without the window's own background, which is not that of the card on which it lies
-    widget.render(painter, QPoint(0, 0), QRegion(), QWidget.RenderFlag.DrawChildren)
-    painter.end()
-    buffer = QBuffer()
-    buffer.open(QIODevice.OpenModeFlag.WriteOnly)
-    image.save(buffer, "PNG")  # type: ignore[call-overload]
-    files.write_bytes(path, bytes(buffer.data().data()))
-
-
-def save_table(columns: dict[str, Series], path: Path) -> None:
-    """Write series as CSV, one line for each step. Raises OSError."""
-    files.write_text(path, as_csv(columns))
-
-
-class SaveButton(QPushButton):
-    """Saves what is shown as a picture or a table, where the person says.
+class PlotMenu(QMenu):
+    """What a right click on a plot offers: all steps, logarithmic scale, saving.
 
     Args:
-        picture: the widget that is saved as a picture.
-        write_table: writes the numbers; may raise OSError.
-        name: gives the proposed file name, without its ending.
-
-    Signals: `told(str, bool)`: what came of it, and whether it failed; `saved(Path)`.
+        group: the plots that it belongs to.
+        plot: the plot that is clicked and whose scale is switched.
+        saver: asks where and saves.
     """
 
-    told = Signal(str, bool)
-    saved = Signal(object)
+    def __init__(self, group: PlotGroup, plot: StepPlot, saver: PlotSaver) -> None:
+        super().__init__(plot)
+        self._group, self._plot = group, plot
+        self.addAction("Show all steps", group.reset)
+        self.log = self.addAction("Log scale")
+        self.log.setCheckable(True)
+        self.log.toggled.connect(self._log_toggled)
+        self.addSeparator()
+        self.addAction("Save picture (PNG)…", saver.ask_picture)
+        self.addAction("Save table (CSV)…", saver.ask_table)
+        plot.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
+        plot.customContextMenuRequested.connect(self._open)
 
-    def __init__(self, picture: QWidget, write_table: Callable[[Path], None], name: Callable[[], str]) -> None:
-        super().__init__()
-        self._picture, self._write_table, self._name = picture, write_table, name
-        _make_small(self, "download-simple", "Save the plot as a picture or a table")
-        self.setFixedWidth(54)
-        menu = QMenu(self)
-        menu.addAction("Picture (PNG)…", self.ask_picture)
-        menu.addAction("Table (CSV)…", self.ask_table)
-        self.setMenu(menu)
+    @Slot(QPoint)
+    def _open(self, place: QPoint) -> None:
+        self.popup(self._plot.mapToGlobal(place))
 
-    @Slot()
-    def ask_picture(self) -> None:
-        """Ask where, and write a PNG."""
-        self._save("Save picture", "png", "Pictures (*.png)", lambda path: save_picture(self._picture, path))
-
-    @Slot()
-    def ask_table(self) -> None:
-        """Ask where, and write a CSV."""
-        self._save("Save table", "csv", "Tables (*.csv)", self._write_table)
-
-    def _save(self, title: str, ending: str, kinds: str, write: Callable[[Path], None]) -> None:
-        chosen, _ = QFileDialog.getSaveFileName(self, title, f"{self._name()}.{ending}", kinds)
-        if not chosen:
-            return
-        path = Path(chosen)
-        if path.suffix.lower() != f".{ending}":
-            path = path.with_name(f"{path.name}.{ending}")
-        try:
-            write(path)
-        except OSError as error:
-            words = describe(error)
-            self.told.emit(f"{words.message} {words.hint}", True)
-            return
-        self.told.emit(f"Saved {path.name}.", False)
-        self.saved.emit(path)
+    @Slot(bool)
+    def _log_toggled(self, log: bool) -> None:
+        self._plot.set_log(log)
+        self._group.redraw()
 
 
 class PlotTools(QWidget):
@@ -111,7 +67,6 @@ class PlotTools(QWidget):
     def __init__(self, group: PlotGroup, main: StepPlot, picture: QWidget,
                  columns: Callable[[], dict[str, Series]], name: Callable[[], str]) -> None:
         super().__init__()
-        self._group, self._main = group, main
         self.smoothing = QSlider(Qt.Orientation.Horizontal)
         self.smoothing.setRange(0, 100)
         self.smoothing.setValue(50)
@@ -123,32 +78,20 @@ class PlotTools(QWidget):
         self.log = QCheckBox("Log scale")
         self.log.setToolTip(plain_tip("Equal distances for equal factors: shows small losses in detail."))
         self.reset = small_button("arrows-out", "Show all steps (double click in the plot)", group.reset)
-        self.save = SaveButton(picture, lambda path: save_table(columns(), path), name)
-        self.save.told.connect(self.tell)
-        self.save.saved.connect(self.saved)
+        self.saver = PlotSaver(picture, lambda path: save_table(columns(), path), name)
+        self.saver.told.connect(self.tell)
+        self.saver.saved.connect(self.saved)
         self.message = label("", "help")
         self._settle = QTimer(self)
         self._settle.setSingleShot(True)
         self._settle.setInterval(50)
         self._settle.timeout.connect(self._smoothing_settled)
         self.smoothing.valueChanged.connect(self._smoothing_moved)
-        self.log.toggled.connect(self._log_toggled)
-        main.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
-        main.customContextMenuRequested.connect(self._context_menu)
-        self.setLayout(row(label("Smoothing", "help"), self.smoothing, self._weight, self.log, self.reset, self.save))
-
-    @Slot(QPoint)
-    def _context_menu(self, place: QPoint) -> None:
-        menu = QMenu(self)
-        menu.addAction("Show all steps", self._group.reset)
-        log = QAction("Log scale", menu, checkable=True, checked=self.log.isChecked())
-        log.toggled.connect(self.log.setChecked)
-        menu.addAction(log)
-        menu.addSeparator()
-        menu.addAction("Save picture (PNG)…", self.save.ask_picture)
-        menu.addAction("Save table (CSV)…", self.save.ask_table)
-        menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-        menu.popup(self._main.mapToGlobal(place))
+        self.menu = PlotMenu(group, main, self.saver)
+        self.log.toggled.connect(self.menu.log.setChecked)
+        self.menu.log.toggled.connect(self.log.setChecked)
+        self.setLayout(row(label("Smoothing", "help"), self.smoothing, self._weight, self.log, self.reset,
+                           SaveButton(self.saver)))
 
     @Slot(int)
     def _smoothing_moved(self, position: int) -> None:
@@ -163,30 +106,9 @@ class PlotTools(QWidget):
     def _smoothing_settled(self) -> None:
         self.smoothing_changed.emit(smoothing_of(self.smoothing.value()))
 
-    @Slot(bool)
-    def _log_toggled(self, log: bool) -> None:
-        self._main.set_log(log)
-        self._group.redraw()
-
     @Slot(str, bool)
     def tell(self, text: str, failed: bool = False) -> None:
         """Write a line to `message`, which the page has put where there is room for it."""
         self.message.setText(text)
         self.message.setToolTip(plain_tip(text))
         theme.set_role(self.message, "error" if failed else "help")
-
-
-def small_button(icon: str, tip: str, slot: Callable[[], object]) -> QPushButton:
-    """A button of one icon in the row of tools above a plot."""
-    made = QPushButton()
-    made.clicked.connect(lambda _checked: slot())
-    _make_small(made, icon, tip)
-    return made
-
-
-def _make_small(made: QPushButton, icon: str, tip: str) -> None:
-    made.setIcon(theme.icon(icon))
-    made.setToolTip(plain_tip(tip))
-    made.setAccessibleName(tip)
-    made.setFixedSize(42, 32)
-    made.setIconSize(QSize(theme.ICON_SIZE, theme.ICON_SIZE))

@@ -100,9 +100,10 @@ class StepPlot(pg.PlotWidget):
     zoomed = Signal()  # by the person
     reset_requested = Signal()
 
-    def __init__(self, name: str, *, small: bool = False, show_steps: bool = True,
+    def __init__(self, name: str, *, small: bool = False, show_steps: bool = True, levels: bool = True,
                  parent: QWidget | None = None) -> None:
         self._small = small  # few ticks, values from zero
+        self._levels = levels  # the cross-hair lies on the first curve, where that is the one looked at
         self._view = _View()
         super().__init__(parent, viewBox=self._view, enableMenu=False)
         self.curves: list[Curve] = []
@@ -112,9 +113,11 @@ class StepPlot(pg.PlotWidget):
         self.setMinimumSize(100, 36 if small else 120)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self._build_axes(show_steps)
-        self._line = pg.InfiniteLine(angle=90, movable=False)
-        self._line.hide()
-        self._plot.addItem(self._line, ignoreBounds=True)
+        self._cursor: float | None = None  # step
+        self._line, self._level = (pg.InfiniteLine(angle=angle, movable=False) for angle in (90, 0))
+        for line in (self._line, self._level):
+            line.hide()
+            self._plot.addItem(line, ignoreBounds=True)
         self._view.reset_requested.connect(self.reset_requested)
         self._view.sigRangeChangedManually.connect(self._moved_by_hand)
         self._plot.scene().sigMouseMoved.connect(self._mouse_moved)
@@ -174,6 +177,7 @@ class StepPlot(pg.PlotWidget):
             if smooth is not None:
                 smooth.setData(*_drawable(curve.series, curve.series.smoothed))
             bad.setData(*self._bad_marks(curve.series))
+        self.set_cursor(self._cursor)  # smoothing and scale move the value
         self.set_x_range(x_range)
 
     def set_x_range(self, x_range: tuple[float, float]) -> None:
@@ -197,10 +201,18 @@ class StepPlot(pg.PlotWidget):
         return float(left), float(right)
 
     def set_cursor(self, step: float | None) -> None:
-        """Put the cross-hair on a step, or take it away."""
+        """Put the cross-hair on a step and on the value of the first curve there, or take it away."""
+        self._cursor = step
         self._line.setVisible(step is not None)
+        level = math.nan
+        if step is not None and self._levels and self.curves:
+            level = self.curves[0].series.smoothed_at(step)
+        seen = math.isfinite(level) and (level > 0 or not self._log)
+        self._level.setVisible(seen)
         if step is not None:
             self._line.setPos(step)
+        if seen:
+            self._level.setPos(math.log10(level) if self._log else level)
 
     def apply_theme(self) -> None:
         """Take the present scheme's colours."""
@@ -212,7 +224,8 @@ class StepPlot(pg.PlotWidget):
             axis.setTextPen(QColor(colors.dim_text))
         pen = QPen(QColor(colors.dim_text), 1, Qt.PenStyle.DashLine)
         pen.setCosmetic(True)
-        self._line.setPen(pen)
+        for line in (self._line, self._level):
+            line.setPen(pen)
         self._style_items()
 
     def _style_items(self) -> None:

@@ -12,7 +12,7 @@ from PySide6.QtWidgets import QLabel, QSizePolicy, QToolTip, QVBoxLayout, QWidge
 
 from app import theme
 from app.plot_group import PlotGroup
-from app.plot_panel import SaveButton, small_button
+from app.plot_saving import PlotSaver, SaveButton, small_button
 from app.plots import StepPlot
 from app.rank_history import RankHistory
 from app.series import Series
@@ -216,12 +216,12 @@ class RankScale(QWidget):
 class RankTools(QWidget):
     """What stands above the heat map: all steps again, and saving."""
 
-    def __init__(self, group: PlotGroup, save: SaveButton) -> None:
+    def __init__(self, group: PlotGroup, saver: PlotSaver) -> None:
         super().__init__()
         self.message = label("", "help")
         self.message.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         self.reset = small_button("arrows-out", "Show all steps (double click in the plot)", group.reset)
-        self.setLayout(row(self.reset, save))
+        self.setLayout(row(self.reset, SaveButton(saver)))
         self.message.hide()
         self.hide()
 
@@ -256,9 +256,9 @@ class RankMap(QObject):
         inside.setSpacing(theme.GRID // 2)
         inside.addLayout(heading)
         inside.addWidget(self.plot, 1)
-        self.save = SaveButton(self.picture, self._write_table, name)
-        self.tools = RankTools(group, self.save)
-        self.save.told.connect(self.tools.tell)
+        self.saver = PlotSaver(self.picture, self._write_table, name)
+        self.tools = RankTools(group, self.saver)
+        self.saver.told.connect(self.tools.tell)
         group.add(self.plot)
         group.cursor_changed.connect(self._read)
         group.redrawn.connect(self._read)

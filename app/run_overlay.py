@@ -38,7 +38,7 @@ class RunOverlay(Card):
         self._series: dict[Path, tuple[int, RunSeries]] = {}  # with the number of steps that were read
         self._reader = Background(self)
         self.group = PlotGroup(self)
-        self.plot = self.group.add(StepPlot("Curves of the ticked runs"))
+        self.plot = self.group.add(StepPlot("Curves of the ticked runs", levels=False))
         self.read_out = ReadOut("0.00000")
         self.quantity = QComboBox()
         self.quantity.setAccessibleName("Quantity")

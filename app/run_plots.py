@@ -18,7 +18,8 @@ from PySide6.QtWidgets import (
 from app import figures, theme
 from app.figures import NOT_KNOWN
 from app.plot_group import PlotGroup
-from app.plot_panel import PlotTools
+from app.plot_panel import PlotMenu, PlotTools
+from app.plot_saving import PlotSaver, save_table
 from app.plots import Curve, StepPlot
 from app.rank_history import RankHistory
 from app.rank_map import RankMap
@@ -41,7 +42,7 @@ class RunPlots(QWidget):
 
     def __init__(self, name: Callable[[], str]) -> None:
         super().__init__()
-        self._series = RunSeries()
+        self._series, self._name = RunSeries(), name
         self.group = PlotGroup(self)
         self.loss = self.group.add(StepPlot("Loss over the steps"))
         self.read_out = ReadOut()
@@ -115,6 +116,10 @@ class RunPlots(QWidget):
         for number, (key, caption, _) in enumerate(_SMALL):
             last = number == len(_SMALL) - 1
             plot = self.group.add(StepPlot(f"{caption} over the steps", small=True, show_steps=last))
+            saver = PlotSaver(plot, lambda path, key=key: save_table({key: getattr(self._series, key)}, path),
+                              lambda key=key: f"{self._name()} {key.replace('_', ' ')}")
+            saver.told.connect(self.tools.tell)
+            PlotMenu(self.group, plot, saver)
             value = label(NOT_KNOWN, "strong")
             value.setAlignment(Qt.AlignmentFlag.AlignRight)
             value.setMinimumWidth(QFontMetrics(theme.font("section")).horizontalAdvance("00,000.0"))

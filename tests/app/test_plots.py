@@ -15,7 +15,8 @@ from pytestqt.qtbot import QtBot
 from app import theme
 from app.colors import DARK, LIGHT
 from app.plot_group import PlotGroup
-from app.plot_panel import PlotTools, save_picture, save_table, smoothing_of
+from app.plot_panel import PlotMenu, PlotTools, smoothing_of
+from app.plot_saving import save_picture, save_table
 from app.plots import Curve, StepPlot, curve_color, round_below, value_range
 from app.run_plots import RunPlots
 from app.series import Series
@@ -170,11 +171,11 @@ def test_picture_and_table_are_saved_whole(qtbot: QtBot, tmp_path: Path, monkeyp
     tools = PlotTools(group, plot, window, lambda: {"loss": series}, lambda: "run")
     qtbot.addWidget(tools)
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(tmp_path / "b"), ""))
-    tools.save.ask_table()
+    tools.saver.ask_table()
     assert (tmp_path / "b.csv").exists() and tools.message.text() == "Saved b.csv."
     (tmp_path / "file").write_text("x")
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(tmp_path / "file" / "c.png"), ""))
-    tools.save.ask_picture()
+    tools.saver.ask_picture()
     assert tools.message.property("role") == "error" and tools.message.text()
 
 
@@ -190,6 +191,42 @@ def test_tools_change_scale_and_smoothing(qtbot: QtBot) -> None:
     assert smoothing_of(50) == pytest.approx(0.9)
     plots.tools.log.setChecked(True)
     assert plots.loss._log
+
+
+def test_small_plots_have_scale_and_saving_of_their_own(qtbot: QtBot, tmp_path: Path,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    plots = RunPlots(lambda: "orders")
+    qtbot.addWidget(plots)
+    plots.show()
+    for step in range(1, 5):
+        plots._series.add(step_done(step, learning_rate=10.0 ** -step))
+    plot, _ = plots._small["learning_rate"]
+    menu = plot.findChild(PlotMenu)
+    assert menu is not None
+    actions = {action.text(): action for action in menu.actions()}
+    actions["Log scale"].trigger()
+    assert plot._log and not plots.loss._log
+    names = []
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda _self, _title, name, _kinds: (
+        names.append(name), (str(tmp_path / name), ""))[1])
+    actions["Save table (CSV)…"].trigger()
+    actions["Save picture (PNG)…"].trigger()
+    assert names == ["orders learning rate.csv", "orders learning rate.png"]
+    assert (tmp_path / names[0]).read_text().splitlines()[:2] == ["step,learning_rate", "1,0.1"]
+    assert QImage(str(tmp_path / names[1])).width() == 2 * plot.width()
+
+
+def test_the_cross_hair_lies_on_the_curve(qtbot: QtBot) -> None:
+    series = series_of(np.array([4.0, 2.0, 1.0]))
+    series.set_smoothing(0.0)
+    _, plot, group = shown(qtbot, series)
+    group.point_at(2)
+    assert plot._line.value() == 2 and plot._level.isVisible() and plot._level.value() == 2.0
+    plot.set_log(True)
+    group.redraw()
+    assert plot._level.value() == pytest.approx(math.log10(2.0))
+    group.point_at(None)
+    assert not plot._level.isVisible() and not plot._line.isVisible()
 
 
 @pytest.mark.parametrize(("value", "expected"),

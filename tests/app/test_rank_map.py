@@ -175,7 +175,7 @@ def test_the_scheme_changes_the_colours_at_once(page: TrainPage, themed: Theme, 
 
 def test_it_is_saved_as_picture_and_table(page: TrainPage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     show_ranks(page)
-    save = page.plots.ranks.save
+    save = page.plots.ranks.saver
     for name, ask in (("a.png", save.ask_picture), ("a.csv", save.ask_table)):
         monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_, name=name: (str(tmp_path / name), ""))
         ask()
