@@ -71,8 +71,8 @@ class Actions(Protocol):
         """Open the export wizard for a run."""
         ...
 
-    def import_adapter(self, path: Path | None = None) -> None:
-        """Look at an adapter made elsewhere; None lets the person choose its folder."""
+    def open_folder(self, path: Path | None = None) -> None:
+        """Show a run that lies elsewhere, or an adapter made elsewhere; None lets the person choose the folder."""
         ...
 
     def chat_with_adapter(self, path: Path, base: str) -> None:

@@ -1,5 +1,6 @@
 """Pages that are built when they are first needed: they bring the plotting library with them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,18 +34,18 @@ def make_train(session: RunSession, actions: Actions) -> "TrainPage":
     return page
 
 
-def make_runs(session: RunSession, actions: Actions) -> "RunsPage":
+def make_runs(session: RunSession, actions: Actions, others: Callable[[], list[Path]]) -> "RunsPage":
     """The Runs page."""
     from app.pages.runs import RunsPage  # noqa: PLC0415 -- imports pyqtgraph
 
-    page = RunsPage()
+    page = RunsPage(others=others)
     page.open_requested.connect(actions.show_run)
     page.start_requested.connect(lambda: actions.show_page("train"))
     page.resume_requested.connect(actions.resume_training)
     page.repeat_requested.connect(actions.repeat)
     page.chat_requested.connect(actions.chat_with)
     page.export_requested.connect(actions.export)
-    page.import_requested.connect(actions.import_adapter)
+    page.elsewhere_requested.connect(actions.open_folder)
     page.renamed.connect(actions.run_moved)
     page.deleted.connect(actions.run_deleted)
     session.began.connect(lambda _run: page.refresh())

@@ -31,7 +31,7 @@ class Menus:
         _add(menu, "Open &data…", actions.open_data, Keys.Open)
         _add(menu, "Open &model…", actions.open_model, "Ctrl+Shift+O")
         _add(menu, "Open &run file…", actions.open_run_file, "Ctrl+Alt+O")
-        _add(menu, "&Import adapter…", actions.import_adapter, "Ctrl+Shift+I")
+        _add(menu, "Open run or &adapter folder…", actions.open_folder, "Ctrl+Shift+I")
         self.recent = menu.addMenu("Open re&cent")
         self.recent.aboutToShow.connect(self._fill_recent)
         _add(menu, "Open the &sample", actions.open_sample)

@@ -17,6 +17,7 @@ from core.errors import ConfigError
 from core.paths import data_root
 
 RECENT_FILES = 8
+OTHER_RUNS = 200
 _SCHEMES: dict[str, Scheme] = {"system": "system", "light": "light", "dark": "dark"}
 
 
@@ -52,14 +53,28 @@ class Settings:
     @property
     def recent(self) -> list[str]:
         """Recently opened data files and run files, newest first."""
-        value = self._store.value("recent")
-        items = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-        return [str(item) for item in items]
+        return self._texts("recent")
 
     def add_recent(self, path: str) -> None:
         """Put a file on top of the recent ones."""
         kept = [item for item in self.recent if item != path]
         self._store.setValue("recent", [path, *kept][:RECENT_FILES])
+
+    @property
+    def other_runs(self) -> list[Path]:
+        """Run folders outside the usual place that were opened here, newest first."""
+        return [Path(item) for item in self._texts("other_runs")]
+
+    def add_other_run(self, path: Path) -> None:
+        """Remember a run folder outside the usual place."""
+        kept = [item for item in self._texts("other_runs") if item != str(path)]
+        self._store.setValue("other_runs", [str(path), *kept][:OTHER_RUNS])
+
+    def _texts(self, key: str) -> list[str]:
+        """A list of texts; QSettings gives back one of a single text as that text."""
+        value = self._store.value(key)
+        items = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        return [str(item) for item in items]
 
     @property
     def draft_name(self) -> str:

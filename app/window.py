@@ -34,6 +34,7 @@ from core.errors import CoreError
 from core.events import Failed
 from core.records import AdapterCard
 from core.runs.folder import RunFolder, new_run_path
+from core.runs.history import is_run
 from core.start import going_on_from
 
 if TYPE_CHECKING:  # imported when they are first needed: they bring the plotting library
@@ -74,7 +75,7 @@ class MainWindow(QMainWindow):
             "data": lambda: DataPage(self.draft, operations),
             "method": lambda: MethodPage(self.draft, self.memory),
             "train": lambda: late_pages.make_train(self.session, self),
-            "runs": lambda: late_pages.make_runs(self.session, self),
+            "runs": lambda: late_pages.make_runs(self.session, self, lambda: self.settings.other_runs),
             "chat": lambda: late_pages.make_chat(operations, self.draft, self.session, self),
         }
         self._closing = self._shown = False
@@ -275,6 +276,8 @@ class MainWindow(QMainWindow):
 
     def run_moved(self, before: Path, after: Path) -> None:
         """A run folder has another name now: what shows it must not act on the old one."""
+        if before in self.settings.other_runs:
+            self.settings.add_other_run(after)
         if "train" in self._pages:
             self._train_page().run_moved(before, after)
 
@@ -292,12 +295,15 @@ class MainWindow(QMainWindow):
         """Open the export wizard for a run."""
         self._open(late_pages.make_export_wizard(self.operations, self, run_dir, self))
 
-    def import_adapter(self, path: Path | None = None) -> None:
-        """Look at an adapter made elsewhere; None lets the person choose its folder."""
+    def open_folder(self, path: Path | None = None) -> None:
+        """Show a run that lies elsewhere, or look at an adapter made elsewhere; None lets the person choose it."""
         if path is None:
-            chosen = QFileDialog.getExistingDirectory(self, "Adapter folder")
+            chosen = QFileDialog.getExistingDirectory(self, "Folder of a run or an adapter")
             path = Path(chosen) if chosen else None
-        if path is not None:
+        if path is not None and is_run(path):
+            self.settings.add_other_run(path)
+            self.show_run(path)
+        elif path is not None:
             self._open(late_pages.make_import_dialog(self.operations, self, path, self))
 
     def chat_with_adapter(self, path: Path, base: str) -> None:

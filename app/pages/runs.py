@@ -37,12 +37,12 @@ NO_RUNS = "There are no runs yet. Each training run is kept here with its settin
 
 
 class RunsPage(QWidget):
-    """Lists the run folders below `root`.
+    """Lists the run folders below `root`, and the `others` that were opened from elsewhere.
 
     Signals, each with the run folder: `open_requested`, `resume_requested`, `chat_requested`,
     `export_requested`; `repeat_requested(RunConfig)`; `start_requested()` in the empty state;
-    `renamed(Path, Path)` and `deleted(Path)` when it is done; `import_requested(Path | None)`: an adapter folder
-    was dropped here, or is to be asked for.
+    `renamed(Path, Path)` and `deleted(Path)` when it is done; `elsewhere_requested(Path | None)`: the folder of a
+    run or an adapter from elsewhere was dropped here, or is to be asked for.
     """
 
     open_requested = Signal(object)
@@ -53,11 +53,12 @@ class RunsPage(QWidget):
     start_requested = Signal()
     renamed = Signal(object, object)
     deleted = Signal(object)
-    import_requested = Signal(object)
+    elsewhere_requested = Signal(object)
 
-    def __init__(self, root: Callable[[], Path] = runs_root, parent: QWidget | None = None) -> None:
+    def __init__(self, root: Callable[[], Path] = runs_root, parent: QWidget | None = None, *,
+                 others: Callable[[], list[Path]] = list) -> None:
         super().__init__(parent)
-        self._root = root
+        self._root, self._others = root, others
         self._lister, self._deleter = Background(self), Background(self)
         self._loaded = False
         self.model = RunTableModel()
@@ -69,7 +70,7 @@ class RunsPage(QWidget):
         self._actions: dict[str, QPushButton] = {}
         self._build()
         self._connect()
-        FolderDrop(self).dropped.connect(self.import_requested)
+        FolderDrop(self).dropped.connect(self.elsewhere_requested)
         self._timer = QTimer(self)
         self._timer.setInterval(REFRESH_MILLISECONDS)
         self._timer.timeout.connect(self.refresh)
@@ -118,9 +119,10 @@ class RunsPage(QWidget):
         for key, text, sign, slot in items:
             self._actions[key] = button(text, slot, icon=sign, role="danger" if key == "delete" else "")
         made = list(self._actions.values())
-        self.import_button = button("Import adapter…", lambda: self.import_requested.emit(None), icon="download-simple",
-                                    tip="Look at an adapter made elsewhere; its folder can be dropped here too")
-        return row(*made[:-1], None, self.import_button, made[-1], spacing=6)
+        self.elsewhere_button = button(
+            "Open folder…", lambda: self.elsewhere_requested.emit(None), icon="folder-open",
+            tip="A run that lies elsewhere, or an adapter made elsewhere; the folder can be dropped here too")
+        return row(*made[:-1], None, self.elsewhere_button, made[-1], spacing=6)
 
     def _connect(self) -> None:
         self.empty.pressed.connect(self.start_requested)
@@ -140,9 +142,9 @@ class RunsPage(QWidget):
     @Slot()
     def refresh(self) -> None:
         """Read the list anew, away from the window's thread."""
-        root = self._root()
+        root, others = self._root(), self._others()
         if not self._lister.busy:
-            self._lister.call(lambda: list_runs(root), self.show_runs, self._list_failed)
+            self._lister.call(lambda: list_runs(root, others), self.show_runs, self._list_failed)
 
     def show_runs(self, runs: list[RunSummary]) -> None:
         """Show these runs; the newest is ticked the first time."""

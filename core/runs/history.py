@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -58,11 +58,14 @@ class _LogFacts:
     problem: str = ""
 
 
-def list_runs(root: Path) -> list[RunSummary]:
-    """Every run folder in `root`, the newest first; a damaged one is listed as such, never raised."""
-    if not root.is_dir():
-        return []
-    found = [summarise(RunFolder(path)) for path in root.iterdir() if _is_run(path)]
+def list_runs(root: Path, others: Sequence[Path] = ()) -> list[RunSummary]:
+    """Every run folder in `root` and those of `others` that are one, the newest first.
+
+    A damaged one is listed as such, never raised.
+    """
+    inside = list(root.iterdir()) if root.is_dir() else []
+    elsewhere = [path for path in others if path.parent != root]
+    found = [summarise(RunFolder(path)) for path in (*inside, *elsewhere) if is_run(path)]
     return sorted(found, key=lambda summary: (summary.started, summary.name), reverse=True)
 
 
@@ -123,7 +126,8 @@ def _flat(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """True for a folder that holds something of a run, also one that can not be read."""
     if path.name.startswith(".") or not path.is_dir():
         return False
     run = RunFolder(path)

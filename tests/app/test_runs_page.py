@@ -207,7 +207,7 @@ def test_values_and_differences_in_words() -> None:
 
 def test_a_folder_that_can_not_be_listed_is_told_where_it_is_seen(qtbot: QtBot, tmp_path: Path,
                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_root: Path) -> list[RunSummary]:
+    def refuse(_root: Path, _others: list[Path]) -> list[RunSummary]:
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
     listed = runs_page.list_runs

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeClient, make_card, make_scan, texts_of
+from page_fakes import make_run
 from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QAbstractButton, QComboBox, QDialog, QLabel, QLineEdit, QPlainTextEdit, QSpinBox, QWidget
 from pytestqt.qtbot import QtBot
 
 from app import window as window_module
 from app.operations import Operations
+from app.pages.runs import RunsPage
 from app.settings import Settings
 from app.theme import Theme, colors
 from app.widgets import ElidedLabel
@@ -251,6 +253,21 @@ def test_all_gpus_are_offered_where_there_are_several(make_window: MakeWindow, e
     assert window.draft.config.training.device == "all" and action.isChecked()
     window.draft.undo_stack.undo()
     assert window.draft.config.training.device == "auto" and not action.isChecked()
+
+
+def test_a_run_that_lies_elsewhere_is_opened_and_stays_listed(make_window: MakeWindow, tmp_path: Path,
+                                                              qtbot: QtBot) -> None:
+    window = make_window(RunConfig())
+    run = make_run(tmp_path / "elsewhere", "kept")
+    window.open_folder(run.path)
+    train, runs = window._train_page(), window.page("runs")
+    qtbot.waitUntil(lambda: train.record is not None and train.record.run_dir == run.path)
+    assert window.stack.currentWidget() is train and isinstance(runs, RunsPage)
+    window.show_page("runs")
+    qtbot.waitUntil(lambda: [one.folder for one in runs.model.runs] == [run.path])
+    moved = run.path.rename(run.path.with_name("renamed"))
+    window.run_moved(run.path, moved)
+    assert window.settings.other_runs[0] == moved
 
 
 def test_the_side_bar_names_what_computes(make_window: MakeWindow, engines: tuple[FakeClient, FakeClient]) -> None:

@@ -120,6 +120,7 @@ def test_what_is_no_run_is_not_listed(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     assert list_runs(tmp_path) == []
     assert list_runs(tmp_path / "missing") == []
+    assert list_runs(tmp_path, [tmp_path / "missing" / "run"]) == []
 
 
 def test_a_torn_or_damaged_last_line_hides_only_itself(tmp_path: Path) -> None:
