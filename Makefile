@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SETUP_INPUTS := pyproject.toml constraints.txt tools/setup.py
-TEST := OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# three workers on two cores: many tests wait for an engine
+TEST := OMP_NUM_THREADS=1 QT_QPA_PLATFORM=offscreen HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 .DEFAULT_GOAL := help
 
-.PHONY: bench bench-memory growth study study-quick help run setup setup-dev test test-full lint screenshot bench-startup clean
+.PHONY: bench bench-memory exactness growth study study-quick help run setup setup-dev test test-full lint screenshot bench-startup clean
 
 help:
 	@echo "make run         set up what is missing and open the window (without a display: the demo)"
@@ -13,6 +14,8 @@ help:
 	@echo "make test-full   all tests, the long ones too"
 	@echo "make exactness   every method on every family against peft; writes docs/exactness.md"
 	@echo "make bench       speed and memory beside peft + Trainer, against the targets (ARGS=--quick: a trial)"
+	@echo "make study       methods and ranks compared: does it learn? (make study-quick: in ten minutes)"
+	@echo "make growth      speed and memory against length, rank, batch, layers and rows"
 	@echo "make lint        ruff, pyright, import-linter"
 	@echo "make clean       remove .venv and what the tools left (models and runs stay)"
 

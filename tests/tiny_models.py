@@ -1,6 +1,6 @@
 """Builders of tiny random models, one of each family, with a small real tokenizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +155,9 @@ OTHERS = list(_OTHERS)
 _QUICK = ("llama", "gpt2", "gemma3", "mixtral")
 
 
-def some_quick(families: list[str]) -> list[Any]:
-    """Parameters for a test of every family: those that differ most run always, the others with the long tests."""
-    return [family if family in _QUICK else pytest.param(family, marks=pytest.mark.full) for family in families]
+def some_quick(names: Iterable[str], quick: Collection[str] = _QUICK) -> list[Any]:
+    """Parameters for a test of many families or cases: `quick` run always, the others with the long tests."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.full) for name in names]
 
 
 def build_tiny(family: str, folder: Path, *, seed: int = 0, shard_size: str = "5GB") -> Path:

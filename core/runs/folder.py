@@ -71,7 +71,11 @@ class RunFolder:
 
     def checkpoint_folders(self) -> list[Path]:
         """Checkpoint folders, oldest first; whether they are whole is for the reader to verify."""
-        found = [path for path in self.checkpoints.glob("step-*") if path.is_dir()]
+        try:
+            inside = list(self.checkpoints.iterdir())
+        except (FileNotFoundError, NotADirectoryError):  # none yet, or the run is being deleted
+            return []
+        found = [path for path in inside if path.name.startswith("step-") and path.is_dir()]
         return sorted(found, key=lambda path: (len(path.name), path.name))  # beyond a million steps as well
 
     def config(self) -> RunConfig:

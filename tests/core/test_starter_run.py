@@ -17,14 +17,14 @@ pytestmark = pytest.mark.starter
 
 def test_the_starter_learns_from_the_sample(starter_model: Path, tmp_path: Path) -> None:
     config = with_overrides(load_config(SAMPLE_RUN_FILE), [
-        f'model.path="{starter_model}"', "training.max_steps=12", "training.warmup_steps=2", "training.batch_size=2",
-        "training.device=cpu", "training.dtype=fp32", "data.validation_fraction=0.01"])
+        f'model.path="{starter_model}"', "training.max_steps=6", "training.warmup_steps=1", "training.batch_size=2",
+        "training.device=cpu", "training.dtype=fp32", "data.validation_fraction=0.003"])
     events = list(train(Train(config, tmp_path / "run"), Control()))
     planned = next(event for event in events if isinstance(event, Planned))
     steps = [event for event in events if isinstance(event, StepDone)]
     assert planned.total_parameters == 134_515_008
     assert planned.packing
-    assert sum(step.loss for step in steps[-3:]) < 0.7 * sum(step.loss for step in steps[:3])
+    assert sum(step.loss for step in steps[-2:]) < 0.7 * sum(step.loss for step in steps[:2])
     assert any(isinstance(event, Evaluated) for event in events)
 
     from peft import PeftModel

@@ -37,9 +37,9 @@ def test_equals_the_merge_of_peft(family: str, bases: Callable[[str], Path], tmp
         assert (found[name] - tensor).abs().max() <= 1e-6, name
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", some_quick(["llama", "gpt2"], ["llama"]))
 @pytest.mark.parametrize("dtype", ["base", "bf16"])
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("whole", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_the_receipt_is_green(family: str, dtype: str, whole: bool, bases: Callable[[str], Path],
                               tmp_path: Path) -> None:
     made = build_run(tmp_path / "run", bases(family), method=DoraConfig)
@@ -56,7 +56,7 @@ def test_the_receipt_is_green(family: str, dtype: str, whole: bool, bases: Calla
     assert (receipt.realised_delta_error < 1e-5) == (dtype == "base")
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("whole", [pytest.param(True, marks=pytest.mark.full), False])
 def test_the_adapter_itself_and_in_sixteen_bit(whole: bool, bases: Callable[[str], Path], tmp_path: Path) -> None:
     made = build_run(tmp_path / "run", bases("gpt2"), method=DoraConfig)
     for dtype in ("base", "bf16"):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from export_help import run_export
+from tiny_models import some_quick
 
 from core.config import ModelConfig, QLoraConfig, RunConfig, parse_config
 from core.control import Control
@@ -58,8 +59,8 @@ def _merged(folder: Path) -> torch.Tensor:
         return load_model(folder, CPU, torch.float32)(input_ids=IDS, use_cache=False).logits
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("family", some_quick(["llama", "gpt2", "phi3"], ["llama"]))
+@pytest.mark.parametrize("kind", some_quick(["nf4", "int8"], ["nf4"]))
 def test_dequantised_is_what_was_tried(tmp_path: Path, bases: Callable[[str], Path], family: str, kind: str) -> None:
     base = bases(family)
     run = _qlora_run(tmp_path / "run", base, kind)
@@ -86,6 +87,7 @@ def test_original_is_the_adapter_on_the_base_itself_and_says_how_far_that_is(tmp
     assert not torch.allclose(expected, _tried(run, base, Quantisation("nf4", True)), atol=1e-2)
 
 
+@pytest.mark.full
 def test_a_base_computed_in_bf16_is_dequantised_to_bf16(tmp_path: Path, bases: Callable[[str], Path]) -> None:
     run = _qlora_run(tmp_path / "run", bases("qwen3"), computed_in=torch.bfloat16)
     job = Export(run.path, "merged", tmp_path / "out", merge_into="dequantised", dtype="fp32")
@@ -126,7 +128,7 @@ def full_run(tmp_path: Path, bases: Callable[[str], Path]) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
-@pytest.mark.parametrize("checkpoint", ["", "step-000002"])
+@pytest.mark.parametrize("checkpoint", some_quick(["", "step-000002"], [""]))
 @pytest.mark.parametrize("dtype", ["base", "bf16"])
 def test_a_fine_tuned_model_is_exported_whole(tmp_path: Path, full_run: RunFolder, checkpoint: str, dtype: Any) -> None:
     _, receipt, _ = run_export(Export(full_run.path, "merged", tmp_path / "out", checkpoint, dtype))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import some_quick
 from transformers import AutoModelForCausalLM
 
 from core.config import LoraConfig, ModelConfig, RunConfig
@@ -39,6 +40,10 @@ CASES: dict[str, tuple[str, dict[str, Any], bool]] = {  # family, fields, does t
 }
 
 
+QUICK = ("biases of the targets", "tied embedding", "tied embedding whole, kept tied", "untied embedding and head",
+         "gpt2 embeddings")
+
+
 def build(folder: Path, base: Path, fields: dict[str, Any]) -> tuple[RunFolder, torch.Tensor]:
     """A run whose trained numbers were moved, and what base + adapter answer."""
     run = RunFolder(folder)
@@ -58,7 +63,7 @@ def build(folder: Path, base: Path, fields: dict[str, Any]) -> tuple[RunFolder, 
     return run, logits
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", some_quick(CASES, QUICK))
 def test_merged_equals_base_and_adapter_and_peft(case: str, bases: Any, tmp_path: Path) -> None:
     from peft import PeftModel
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import build_tiny
+from tiny_models import build_tiny, some_quick
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -85,7 +85,7 @@ def _train(model: Any, method: AdaLora, steps: int) -> list[RanksChosen]:
     return told  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", some_quick(["llama", "gpt2"], ["llama"]))
 def test_a_whole_run_keeps_the_ranks_that_peft_keeps(family: str, tmp_path: Path) -> None:
     base = build_tiny(family, tmp_path / "base")
     model, method = _ours(base)
@@ -229,6 +229,7 @@ def test_ours_reads_peft(steps: int, tiny_model: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(model(IDS).logits, saved(IDS).logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.full
 def test_nothing_is_pruned_where_the_first_rank_is_the_target(tiny_model: Path) -> None:
     model, method = _ours(tiny_model, ADAPTER.model_copy(update={"initial_rank": 2}))
     told = _train(model, method, TOTAL)

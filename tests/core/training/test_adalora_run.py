@@ -109,6 +109,7 @@ def test_the_result_is_exported_and_chats(tiny_model: Path, data: Path, tmp_path
         assert isinstance(answer, Result) and answer.values["tokens"]["tuned"] > 0
 
 
+@pytest.mark.full
 def test_the_same_seed_gives_the_same_run(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     files = []
     for name in ("a", "b"):
@@ -117,6 +118,7 @@ def test_the_same_seed_gives_the_same_run(tiny_model: Path, data: Path, tmp_path
     assert files[0] == files[1]
 
 
+@pytest.mark.full
 def test_a_half_in_sixteen_bit_is_read(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     list(train(Train(_config(tiny_model, data, {"save_dtype": "bf16"}), tmp_path / "run"), Control()))
     pair = next(iter(read_adapter(tmp_path / "run" / "adapter").pairs.values()))

@@ -92,7 +92,7 @@ def test_all_three_together_in_other_families(family: str, data: Path, tmp_path:
     assert estimate(config, read_card(base)).trainable_parameters == _of(Planned, events)[0].trainable_parameters
 
 
-@pytest.mark.parametrize("kind", ["network", "lora and both"])
+@pytest.mark.parametrize("kind", [pytest.param("network", marks=pytest.mark.full), "lora and both"])
 def test_a_stopped_run_goes_on_to_the_same_files_bit_for_bit(kind: str, tiny_model: Path, data: Path,
                                                              tmp_path: Path) -> None:
     config = _config(tiny_model, data, kind)
@@ -109,7 +109,7 @@ def test_a_stopped_run_goes_on_to_the_same_files_bit_for_bit(kind: str, tiny_mod
         assert (whole / path).read_bytes() == (resumed / path).read_bytes()
 
 
-@pytest.mark.parametrize("packing", ["on", "off"])
+@pytest.mark.parametrize("packing", ["on", pytest.param("off", marks=pytest.mark.full)])
 def test_packing_and_batches_change_nothing_but_the_speed(packing: str, tiny_model: Path, data: Path,
                                                           tmp_path: Path) -> None:
     config = _config(tiny_model, data, "lora and both", packing=packing, max_steps=3)
@@ -189,6 +189,7 @@ def test_export_as_adapter_passes_its_receipt(kind: str, tiny_model: Path, data:
         assert ("sub-folders" in card) == (kind not in ("prefix", "network"))
 
 
+@pytest.mark.full
 def test_a_changed_export_does_not_pass(tiny_model: Path, data: Path, tmp_path: Path) -> None:
     from core.export.receipt import adapter_receipt
 

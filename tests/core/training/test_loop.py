@@ -81,7 +81,7 @@ def test_accumulation_and_batch_size_give_the_same_gradient(tiny_model: Path, da
     assert torch.allclose(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4)
 
 
-@pytest.mark.parametrize("packing", ["on", "off"])
+@pytest.mark.parametrize("packing", ["on", pytest.param("off", marks=pytest.mark.full)])
 def test_packing_changes_nothing_but_the_speed(tiny_model: Path, data: Path, tmp_path: Path, packing: str) -> None:
     config = _config(tiny_model, data, packing=packing, max_steps=3)
     reference = _config(tiny_model, data, packing="auto", batch_size=1, gradient_accumulation=4, max_steps=3)
@@ -90,7 +90,7 @@ def test_packing_changes_nothing_but_the_speed(tiny_model: Path, data: Path, tmp
     assert first == pytest.approx(second, rel=1e-4)
 
 
-@pytest.mark.parametrize("evaluate_every", [0, 5])
+@pytest.mark.parametrize("evaluate_every", [pytest.param(0, marks=pytest.mark.full), 5])
 def test_a_killed_run_goes_on_to_the_same_adapter_bit_for_bit(tiny_model: Path, data: Path, tmp_path: Path,
                                                                  evaluate_every: int) -> None:
     config = _config(tiny_model, data, {"rank": 4, "dropout": 0.2}, checkpoint_every=4, evaluate_every=evaluate_every)

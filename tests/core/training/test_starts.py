@@ -32,7 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", [
-    name if name in ("pissa", "dora") else pytest.param(name, marks=pytest.mark.full) for name in CASES])
+    name if name == "pissa" else pytest.param(name, marks=pytest.mark.full) for name in CASES])
 def test_from_the_run_file_to_the_export(name: str, data: Path, tmp_path: Path) -> None:
     family, fields = CASES[name]
     base = build_tiny(family, tmp_path / "base")
