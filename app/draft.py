@@ -304,14 +304,15 @@ class Draft(QObject):
             self._was_checking = self.checking
             self.checking_changed.emit(self.checking)
 
-    def _devices(self) -> tuple[str, ...]:
-        """Names of this machine's devices; none before an engine has told them."""
+    @property
+    def devices(self) -> dict[str, int]:
+        """Memory in bytes by the name of each device, the best first; empty before an engine has told them."""
         return self._operations.client("train").hardware.devices
 
     @Slot()
     def _update_problems(self) -> None:
         form = [Problem(path, message, "") for path, message in self._form_errors.items()]
-        found = (*form, *self._failures.values(), *problems(self._config, self._card, self._scan, self._devices()))
+        found = (*form, *self._failures.values(), *problems(self._config, self._card, self._scan, tuple(self.devices)))
         if found != self._problems:
             self._problems = found
             self.problems_changed.emit(found)

@@ -4,6 +4,7 @@ import contextlib
 
 from PySide6.QtCore import QObject, Signal, Slot
 
+from app import machine
 from app.draft import Draft
 from app.operations import Operation, Operations
 from core.config import RunConfig
@@ -38,6 +39,7 @@ class MemoryProbe(QObject):
         draft.scan_changed.connect(lambda _scan: self._draft_changed())
         draft.problems_changed.connect(lambda _problems: self.changed.emit())
         draft.checking_changed.connect(lambda _checking: self.changed.emit())
+        operations.changed.connect(self.changed)  # the engine may have found a GPU
 
     @property
     def busy(self) -> bool:
@@ -90,12 +92,24 @@ class MemoryProbe(QObject):
     def _plain(self) -> Estimate | None:
         """As estimated; kept, as several places show it."""
         draft = self._draft
-        asked = (draft.config, draft.card, draft.scan)
+        config = self._on_device()
+        asked = (config, draft.card, draft.scan)
         if asked != self._asked:
             self._asked, self._found = asked, None
             with contextlib.suppress(AdapterError):  # told at its field
-                self._found = estimate(draft.config, draft.card, draft.scan) if draft.card is not None else None
+                self._found = estimate(config, draft.card, draft.scan) if draft.card is not None else None
         return self._found
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of the device on which the run would be computed."""
+        return self._draft.devices.get(self._on_device().training.device, machine.memory_bytes())
+
+    def _on_device(self) -> RunConfig:
+        """The run with the device that it would take: a GPU holds the base in another type, and has its own memory."""
+        config, best = self._draft.config, next(iter(self._draft.devices), "")
+        named = {"auto": best, "all": best, "cuda": "cuda:0"}.get(config.training.device, config.training.device)
+        return config.model_copy(update={"training": config.training.model_copy(update={"device": named or "auto"})})
 
     def _run(self) -> tuple[object, ...]:
         return (self._draft.config, self._draft.scan)

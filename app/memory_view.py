@@ -4,7 +4,7 @@ from PySide6.QtCore import QRectF, QSize, Slot
 from PySide6.QtGui import QColor, QPainter, QPainterPath, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import QGridLayout, QLayout, QSizePolicy, QVBoxLayout, QWidget
 
-from app import machine, theme
+from app import theme
 from app.memory_probe import MemoryProbe
 from app.widgets import button, label, plain_tip, row
 from core import words
@@ -167,7 +167,7 @@ class MemoryView(QWidget):
         self.failure.setText(probe.failure)
         self.failure.setVisible(bool(probe.failure))
         if found is not None:
-            self.bar.show_parts(found.memory, machine.memory_bytes())
+            self.bar.show_parts(found.memory, probe.memory_bytes)
             self.legend.show_parts(found.memory)
             self.bar.setToolTip(plain_tip("\n".join(found.assumptions)))
 
@@ -177,8 +177,8 @@ class MemoryView(QWidget):
             return "Not known yet."
         if probe.busy:
             return probe.stage
-        total = machine.memory_bytes()
-        fits = "" if found.memory_bytes <= total else " That is more than this machine has."
+        total = probe.memory_bytes
+        fits = "" if found.memory_bytes <= total else " That is more than there is."
         amount = f"{words.memory(found.memory_bytes)} of {words.memory(total)}"
         if probe.is_measured:
             return f"Training needs {amount}, as measured.{fits}"

@@ -75,8 +75,8 @@ are small beside what is trained, where the optimizer works.
   in which something is trained. A test compares the count with what autograd keeps, for each method and family. Of a
   token in a layer of the Llama kind, with widths d of the stream, q of all queries and f of the MLP, and e bytes a
   number (4 or 2): the two norms 8 d in fp32, attention 4 q e and 4 bytes a head, the MLP 3 f e; the inputs of adapted
-  layers in fp32, once for those that share it over a base in fp32, and 4 r for each of them. A pass has at most 1,024
-  tokens, or one longer row.
+  layers in fp32, once for those that share it over a base in fp32, and 4 r for each of them. A pass has at most 512
+  tokens (1,024 on a GPU), or one longer row.
 - **Output layer**: logits in pieces of 16.8 million numbers, and as much again while they are summed.
 - **Overhead**: Python and the libraries, the tokenizer, and the gaps that the C library leaves between blocks that
   come and go. The gaps are the one part that is not counted from tensors: in runs of 8 to 64 passes they grew to

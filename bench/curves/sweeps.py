@@ -42,7 +42,7 @@ SWEEPS = (
     Sweep("length", "Length of a row, about 2,048 tokens a step", "tokens in a row",
           tuple(Point(length, length, max(1, 2048 // length)) for length in (128, 256, 512, 1024, 2048, 4096)),
           "The products with the weights cost the same for each token; attention grows with the row: a token looks at "
-          "(n + 1) / 2 others in the mean. Memory grows with the largest pass, which is 1,024 tokens or "
+          "(n + 1) / 2 others in the mean. Memory grows with the largest pass, which is 512 tokens or "
           "one longer row, so it bends there."),
     Sweep("rank", "Rank on five kinds of layers, 1,024 tokens a step", "rank",
           tuple(Point(rank, adapter={"rank": rank, "target_modules": list(WIDE)}) for rank in (1, 4, 16, 64, 256)),
@@ -52,7 +52,7 @@ SWEEPS = (
           tuple(Point(batch, 128, batch, warm=max(1, 8 // batch), steps=max(3, 24 // batch))
                 for batch in (1, 2, 4, 8, 16, 32)),
           "The same work for each token. Small steps are slower: a product of few rows reads every weight for little "
-          "work, and the optimizer runs once a step; from four rows on that is hidden. Memory is flat from 1,024 "
+          "work, and the optimizer runs once a step; from four rows on that is hidden. Memory is flat from 512 "
           "tokens on, as larger steps are passes of that size after each other."),
     Sweep("layers", "Trained layers from the top, 1,024 tokens a step", "trained layers",
           tuple(Point(LAYERS - first, adapter={"first_layer": first, "target_modules": "q-v", "rank": 8})

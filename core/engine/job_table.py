@@ -71,7 +71,7 @@ class JobRunner:
         several = torch.distributed.is_available() and torch.distributed.is_nccl_available()
         device = importlib.import_module("core.models.device")
         return Ready(torch.cuda.device_count() if several else 0, device.accelerator_words(),
-                     tuple(device.available_devices()))
+                     device.device_memory())
 
     def _unload(self) -> Iterator[Event]:
         self._warm.clear()

@@ -5,7 +5,7 @@ Every message is a frozen dataclass and one line of JSON, {"type": class name, .
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -71,12 +71,13 @@ class Ready:
     """The engine is warmed up: jobs start without delay. What it found this machine to compute with.
 
     `gpus` can train one run together; `accelerator` is the name and the memory of what computes by default, "" for
-    the processor; `devices` are the names that `training.device` may have, none while they are not known.
+    the processor; `devices` maps each name that `training.device` may have, the best first, to its memory in bytes, and
+    is empty while that is not known.
     """
 
     gpus: int = 0
     accelerator: str = ""
-    devices: tuple[str, ...] = ()
+    devices: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,11 @@ def machine_facts(measure: bool = True) -> MachineFacts:
     return MachineFacts(devices, physical_cores(), torch.__version__)
 
 
+def device_memory() -> dict[str, int]:
+    """Bytes of memory of every device here, the best first."""
+    return {name: _facts(torch.device(name), measure=False).memory_bytes for name in available_devices()}
+
+
 def accelerator_words() -> str:
     """`NVIDIA H100 · 80 GB`: what computes by default; "" where that is the processor."""
     device = resolve_device("auto")

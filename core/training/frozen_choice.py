@@ -13,11 +13,12 @@ from core import files, words
 from core.data.batching import Batch, epoch_order, step_rows
 from core.data.row_store import row_indices, row_lengths
 from core.events import Event, Note
+from core.training.computing_path import probe_rows
 from core.training.frozen_cache import FrozenCache, RowStore
 from core.training.frozen_part import FrozenPart, find_frozen_part
 from core.training.schedule import steps_per_epoch, total_steps
 from core.training.segments import segmented_attention
-from core.training.setup import Setup, probe_rows
+from core.training.setup import Setup
 
 # A byte is read from a slow disk (0.5 GB/s) while about so many operations are done. It pays where the layers
 # need more of them for each byte of their output.

@@ -1,45 +1,44 @@
-"""Everything before the first step: model, adapter, rows, and the way the loss is computed."""
+"""Everything before the first step: model, adapter and rows."""
 
 import hashlib
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from core.base_memory import weight_bytes
 from core.config import FullConfig, PatternedConfig, RunConfig
 from core.control import Control
-from core.data.batching import Batch, pack, pad
-from core.data.prepare import prepare_rows
+from core.data.batching import Batch
+from core.data.prepare import PreparedData, prepare_rows
 from core.data.row_store import row_lengths
 from core.data.template import EncodedRow
-from core.errors import ConfigError, CoreError, ModelError
+from core.errors import ConfigError, ModelError
 from core.events import Event, Note, Progress
 from core.lora.adaptation import Adaptation
 from core.lora.beside import add_tokens
 from core.lora.full import METHOD as FULL
 from core.lora.full import METHOD_KEY
 from core.lora.method import AdapterModule, Material
+from core.models.device import DTYPES, resolve_dtype
 from core.models.inspect import read_card
 from core.models.library import resolve
-from core.models.load import load_model, load_tokenizer, resolve_dtype
-from core.models.quantise import ORIGIN_KEY, quantisation_of
+from core.models.load import load_model, load_tokenizer
+from core.models.quantise import ORIGIN_KEY, Quantisation, quantisation_of
+from core.records import ModelCard
 from core.run_problems import Problem, length_problems, problems
-from core.training.loss import SummedLoss, chunked_loss, direct_loss
+from core.training.computing_path import choose_path
+from core.training.loss import SummedLoss
 from core.training.parallel import Ranks
-from core.training.segments import segmented_attention
 from core.training.shard import shard_base, should_shard
 
 _DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-_PROBE_ROWS = 2
-_PROBE_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -96,42 +95,59 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None) -> 
     tokenizer = load_tokenizer(path)
     if isinstance(config.adapter, PatternedConfig):
         add_tokens(tokenizer, config.adapter.new_tokens)
-    prepared = yield from prepare_rows(config.data, tokenizer, config.training.seed, control)
-    lengths = [row_lengths(rows) for rows in (prepared.train, prepared.validation)]
-    _refuse(length_problems(config, card, int(max(found.max(initial=0) for found in lengths))))
+    rows = yield from prepare_rows(config.data, tokenizer, config.training.seed, control)
+    _refuse(length_problems(config, card, _longest(rows)))
+    dtype = _agreed_dtype(config, ranks, device)
+    yield Progress("Loading the model", 0, 0)
+    quantisation = quantisation_of(config.adapter, DTYPES[dtype])
+    spread = should_shard(config, ranks, device, weight_bytes(card, config.adapter, dtype))
+    model = load_model(path, torch.device("cpu") if spread else device, DTYPES[dtype], quantisation)
+    control.check()
+    adaptation = Adaptation(config)
+    adaptation.install(model, Material(rows.train, config.training.seed, tokenizer, check=control.check))
+    _check_vocabulary(model, rows.largest_id)
+    if spread:
+        shard_base(model, device, ranks)
+    computing = choose_path(model, rows.train, config.training.packing, device)
+    if computing.reason:
+        yield Note(computing.reason)
+    training = config.training.model_copy(update={
+        "device": _device_to_keep(config, ranks, device), "dtype": dtype,
+        "packing": "on" if computing.packed else "off"})
+    resolved = config.model_copy(update={"training": training})
+    origin = _origin(resolved, card, path, rows, quantisation)
+    for what, digest in (("base model", card.fingerprint), ("training rows", origin["data_digest"]),
+                         ("settings", _digest_of_settings(resolved))):
+        ranks.require_same(what, digest)
+    return Setup(resolved, model, adaptation, path, device, rows.train, rows.validation, computing.summed_loss,
+                 computing.batches, origin, ranks)
+
+
+def _longest(rows: PreparedData) -> int:
+    """Tokens of the longest row, held-out ones included; 0 where there is none."""
+    return int(max(row_lengths(part).max(initial=0) for part in (rows.train, rows.validation)))
+
+
+def _agreed_dtype(config: RunConfig, ranks: Ranks, device: torch.device) -> str:
+    """The number type of the base, the same for all processes."""
     # full fine-tuning: small steps would be lost in 16-bit weights
     whole = isinstance(config.adapter, FullConfig) and config.training.dtype == "auto"
     wanted = "fp32" if whole else config.training.dtype
-    name = ranks.agreed("number type", lambda: _DTYPE_NAMES[resolve_dtype(wanted, device)])
-    dtype = resolve_dtype(name, device)
-    yield Progress("Loading the model", 0, 0)
-    quantisation = quantisation_of(config.adapter, dtype)
-    spread = should_shard(config, ranks, device, weight_bytes(card, config.adapter, name))
-    model = load_model(path, torch.device("cpu") if spread else device, dtype, quantisation)
-    control.check()
-    adaptation = Adaptation(config)
-    adaptation.install(model, Material(prepared.train, config.training.seed, tokenizer, check=control.check))
-    _check_vocabulary(model, prepared.largest_id)
-    if spread:
-        shard_base(model, device, ranks)
-    loss, batches, packing, reason = choose_path(model, prepared.train, config.training.packing, device)
-    if reason:
-        yield Note(reason)
-    training = config.training.model_copy(update={
-        "device": _device_to_keep(config, ranks, device), "dtype": name, "packing": "on" if packing else "off"})
-    origin = {"base_fingerprint": card.fingerprint, "base_name": card.name, "base_path": str(path),
-              "base_origin": card.origin, "base_parameters": card.parameters,
-              "data_digest": _digest(chain(prepared.train, prepared.validation))}
+    return ranks.agreed("number type", lambda: _DTYPE_NAMES[resolve_dtype(wanted, device)])
+
+
+def _origin(config: RunConfig, card: ModelCard, path: Path, rows: PreparedData,
+            quantisation: Quantisation | None) -> dict[str, Any]:
+    """What the adapter tells of where it comes from."""
+    origin: dict[str, Any] = {
+        "base_fingerprint": card.fingerprint, "base_name": card.name, "base_path": str(path),
+        "base_origin": card.origin, "base_parameters": card.parameters,
+        "data_digest": _digest(chain(rows.train, rows.validation))}
     if quantisation is not None:
         origin[ORIGIN_KEY] = quantisation.to_plain()
     if isinstance(config.adapter, FullConfig):
         origin[METHOD_KEY] = FULL
-    resolved = config.model_copy(update={"training": training})
-    for what, digest in (("base model", card.fingerprint), ("training rows", origin["data_digest"]),
-                         ("settings", _digest_of_settings(resolved))):
-        ranks.require_same(what, digest)
-    return Setup(resolved, model, adaptation, path, device, prepared.train, prepared.validation, loss, batches,
-                 origin, ranks)
+    return origin
 
 
 def _device_to_keep(config: RunConfig, ranks: Ranks, device: torch.device) -> str:
@@ -171,71 +187,6 @@ def _refuse(found: Sequence[Problem]) -> None:
         first = found[0]
         raise ConfigError(f"{first.field}: {first.message}", first.hint,
                           "\n".join(f"{each.field}: {each.message} {each.hint}".rstrip() for each in found))
-
-
-def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str, device: torch.device,
-                ) -> tuple[SummedLoss, Callable[[Sequence[EncodedRow]], list[Batch]], bool, str]:
-    """Use packed rows and the chunked loss where this model computes the same with them.
-
-    A few short rows are run one by one in the plain way and then in the fast way; the sums of the
-    losses must agree. Returns the loss, the batcher, whether rows are packed, and why not. Leaves the
-    model in evaluation mode: dropout would make the two ways differ.
-    """
-    probe = probe_rows(rows)
-    model.eval()
-    with torch.no_grad():
-        expected = [_value(direct_loss, model, batch.to(device)) for row in probe for batch in pad([row])]
-        whole = sum(expected)
-        if packing != "off" and _packs(chunked_loss, model, probe, whole, device):  # both at once, as nearly always
-            return chunked_loss, pack, True, ""
-        loss: SummedLoss = direct_loss
-        reasons = []
-        if _agrees(lambda: _value(chunked_loss, model, pad(probe)[0].to(device)), whole, model.dtype):
-            loss = chunked_loss
-        else:
-            reasons.append("the output layer of this model is computed the plain way, with more memory")
-        if packing == "off":
-            return loss, pad, False, ""
-        packed = _packs(loss, model, probe, whole, device)
-    if not packed:
-        if packing == "on":
-            raise CoreError("Packing is on, but this model can not keep packed rows apart exactly.",
-                            "Set packing to auto or off.")
-        reasons.append("rows are padded, as packed rows would not be kept apart exactly in this model")
-    return loss, pack if packed else pad, packed, "; ".join(reasons).capitalize()
-
-
-def _packs(loss: SummedLoss, model: PreTrainedModel, probe: Sequence[EncodedRow], expected: float,
-           device: torch.device) -> bool:
-    """True where packed rows have the loss that they have alone."""
-    with segmented_attention(model):
-        return _agrees(lambda: _value(loss, model, pack(probe)[0].to(device)), expected, model.dtype)
-
-
-def probe_rows(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
-    """A few short rows, on which two ways to compute the same are compared."""
-    shortest = np.argsort(row_lengths(rows), kind="stable")[:_PROBE_ROWS]
-    return [_shortened(rows[number]) for number in shortest.tolist()]
-
-
-def _shortened(row: EncodedRow) -> EncodedRow:
-    """The last part of a row, which holds supervised tokens, as a short probe."""
-    ids, supervised = row.input_ids[-_PROBE_TOKENS:], row.supervised[-_PROBE_TOKENS:].copy()
-    supervised[0] = False
-    supervised[-1] = len(ids) > 1
-    return replace(row, input_ids=ids, supervised=supervised)
-
-
-def _value(loss: SummedLoss, model: PreTrainedModel, batch: Batch) -> float:
-    return float(loss(model, batch))
-
-
-def _agrees(compute: Callable[[], float], expected: float, dtype: torch.dtype) -> bool:
-    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-    try:
-        return abs(compute() - expected) <= tolerance * max(1.0, abs(expected))
-    except (NotImplementedError, AssertionError, AttributeError, TypeError):
-        return False  # a family that lacks what the fast way needs
 
 
 def started_now() -> tuple[float, int]:

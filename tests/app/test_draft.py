@@ -104,7 +104,7 @@ def test_a_device_that_this_machine_lacks_is_a_problem_at_its_field(
     draft = make_draft(operations)
     draft.set_values({"model.path": "m", "data.train": (str(data_file),), "training.device": "cuda:1"})
     assert not draft.problems_of("training")  # nothing is known of the machine yet
-    engines[0].hardware = Ready(devices=("cuda:0", "cpu"))
+    engines[0].hardware = Ready(devices={"cuda:0": 80 * 10**9, "cpu": 10**9})
     operations.changed.emit()
     assert [(problem.field, problem.message, problem.hint) for problem in draft.problems_of("training")] == [
         ("training.device", "This machine has no device cuda:1.", "It has: cuda:0, cpu.")]

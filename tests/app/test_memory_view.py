@@ -17,6 +17,7 @@ from app.pages.method import MethodPage
 from core import events, jobs
 from core.config import RunConfig, parse_config
 from core.control import Control
+from core.engine.protocol import Ready
 from core.errors import Cancelled
 
 MEASURED = 3_000_000_000
@@ -44,6 +45,16 @@ def view(page: MethodPage) -> MemoryView:
     return page.memory
 
 
+def test_on_a_gpu_it_is_the_memory_of_that(page: MethodPage, engines: tuple[FakeClient, FakeClient],
+                                          operations: Operations) -> None:
+    on_cpu = legend(page)["weights"]
+    engines[0].hardware = Ready(devices={"cuda:0": 80_000_000_000, "cpu": 8_000_000_000})
+    operations.changed.emit()
+    assert "of 80 GB" in view(page).text.text() and legend(page)["weights"] != on_cpu  # held in 16 bits there
+    page._draft.set_value("training.device", "cpu")
+    assert "of 8.0 GB" in view(page).text.text() and legend(page)["weights"] == on_cpu
+
+
 def legend(page: MethodPage) -> dict[str, str]:
     amounts = page.memory.legend._amounts
     return {part: amount.text() for part, amount in amounts.items() if amount.isVisible()}
@@ -63,7 +74,7 @@ def test_the_bar_shows_the_parts_and_follows_the_form(page: MethodPage) -> None:
 def test_what_does_not_fit_is_said(page: MethodPage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "memory_bytes", lambda: 100_000_000)
     view(page).refresh()
-    assert "more than this machine has" in view(page).text.text()
+    assert "more than there is" in view(page).text.text()
     assert view(page).bar.accessibleDescription().split("%")[0] > "100"
     assert not view(page).grab().isNull()  # with the mark of what there is
 

@@ -23,10 +23,10 @@ from core.lora.method import Material
 from core.lora.prefix import Prefix, prefix_length, prefix_of
 from core.models.load import load_model
 from core.training.batch_generate import answer_batch
+from core.training.computing_path import choose_path
 from core.training.decode import Answer, Sampling
 from core.training.loss import chunked_loss, direct_loss
 from core.training.segments import segmented_attention
-from core.training.setup import choose_path
 
 IDS = torch.arange(20, 110)[None]
 CPU = torch.device("cpu")

@@ -1,5 +1,6 @@
 """Packed rows are kept apart exactly, and the chunked loss is the loss, in every family."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ from core.data.template import EncodedRow
 from core.lora.inject import inject, lora_layers
 from core.models.load import load_model
 from core.training import loss as losses
+from core.training.computing_path import choose_path
 from core.training.loss import chunked_cross_entropy, chunked_loss, direct_loss
 from core.training.segments import segmented_attention
-from core.training.setup import choose_path
 
 CPU = torch.device("cpu")
 
@@ -74,7 +75,7 @@ def test_a_model_that_leaks_between_rows_is_padded_and_says_so(tiny_model: Path,
     monkeypatch.setattr(segments, "packed_segments", lambda *args, boundaries=(), **kwargs: (_ for _ in ()).throw(
         NotImplementedError))
     _, batches, packing, reason = choose_path(model, _rows((30, 25)), "auto", CPU)
-    assert batches is pad
+    assert isinstance(batches, partial) and batches.func is pad
     assert not packing
     assert "padded" in reason
 

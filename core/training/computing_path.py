@@ -1,0 +1,96 @@
+"""Which way to compute the loss suits a model: the fast one where it gives the same, else the plain one."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from core.data.batching import Batch, pack, pad
+from core.data.row_store import row_lengths
+from core.data.template import EncodedRow
+from core.errors import CoreError
+from core.estimate import pack_tokens
+from core.training.loss import SummedLoss, chunked_loss, direct_loss
+from core.training.segments import segmented_attention
+
+_PROBE_ROWS = 2
+_PROBE_TOKENS = 32
+
+
+class ComputingPath(NamedTuple):
+    """How the loss of a step is computed: by what, in which batches, whether these are packed rows, and if not, why."""
+
+    summed_loss: SummedLoss
+    batches: Callable[[Sequence[EncodedRow]], list[Batch]]
+    packed: bool
+    reason: str
+
+
+def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str,
+                device: torch.device) -> ComputingPath:
+    """Use packed rows and the chunked loss where this model computes the same with them.
+
+    A few short rows are run one by one in the plain way and then in the fast way; the sums of the
+    losses must agree. Leaves the model in evaluation mode: dropout would make the two ways differ.
+    """
+    limit = pack_tokens(device.type == "cuda")
+    packs, pads = partial(pack, limit=limit), partial(pad, limit=limit)
+    probe = probe_rows(rows)
+    model.eval()
+    with torch.no_grad():
+        expected = [_value(direct_loss, model, batch.to(device)) for row in probe for batch in pad([row])]
+        whole = sum(expected)
+        if packing != "off" and _packs(chunked_loss, model, probe, whole, device):  # both at once, as nearly always
+            return ComputingPath(chunked_loss, packs, True, "")
+        loss: SummedLoss = direct_loss
+        reasons = []
+        if _agrees(lambda: _value(chunked_loss, model, pad(probe)[0].to(device)), whole, model.dtype):
+            loss = chunked_loss
+        else:
+            reasons.append("the output layer of this model is computed the plain way, with more memory")
+        if packing == "off":
+            return ComputingPath(loss, pads, False, "")
+        packed = _packs(loss, model, probe, whole, device)
+    if not packed:
+        if packing == "on":
+            raise CoreError("Packing is on, but this model can not keep packed rows apart exactly.",
+                            "Set packing to auto or off.")
+        reasons.append("rows are padded, as packed rows would not be kept apart exactly in this model")
+    return ComputingPath(loss, packs if packed else pads, packed, "; ".join(reasons).capitalize())
+
+
+def _packs(loss: SummedLoss, model: PreTrainedModel, probe: Sequence[EncodedRow], expected: float,
+           device: torch.device) -> bool:
+    """True where packed rows have the loss that they have alone."""
+    with segmented_attention(model):
+        return _agrees(lambda: _value(loss, model, pack(probe)[0].to(device)), expected, model.dtype)
+
+
+def probe_rows(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
+    """A few short rows, on which two ways to compute the same are compared."""
+    shortest = np.argsort(row_lengths(rows), kind="stable")[:_PROBE_ROWS]
+    return [_shortened(rows[number]) for number in shortest.tolist()]
+
+
+def _shortened(row: EncodedRow) -> EncodedRow:
+    """The last part of a row, which holds supervised tokens, as a short probe."""
+    ids, supervised = row.input_ids[-_PROBE_TOKENS:], row.supervised[-_PROBE_TOKENS:].copy()
+    supervised[0] = False
+    supervised[-1] = len(ids) > 1
+    return replace(row, input_ids=ids, supervised=supervised)
+
+
+def _value(loss: SummedLoss, model: PreTrainedModel, batch: Batch) -> float:
+    return float(loss(model, batch))
+
+
+def _agrees(compute: Callable[[], float], expected: float, dtype: torch.dtype) -> bool:
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    try:
+        return abs(compute() - expected) <= tolerance * max(1.0, abs(expected))
+    except (NotImplementedError, AssertionError, AttributeError, TypeError):
+        return False  # a family that lacks what the fast way needs
