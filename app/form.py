@@ -11,6 +11,7 @@ from PySide6.QtWidgets import QGridLayout, QVBoxLayout, QWidget
 from app import theme
 from app.field_editor import FieldEditor, extra, title
 from app.fields import make_editor
+from app.scrolling import reveal
 from app.widgets import ProblemLine, button, label
 from core.run_problems import Problem
 
@@ -106,6 +107,7 @@ class Form(QWidget):
         if self._folded.isAncestorOf(field):
             self.set_unfolded(True)
         field.editor.setFocus()
+        reveal(field)
         return True
 
     def set_unfolded(self, unfolded: bool) -> None:

@@ -6,7 +6,8 @@ from PySide6.QtWidgets import QGridLayout, QStackedLayout, QVBoxLayout, QWidget
 from app import theme
 from app.memory_probe import MemoryProbe
 from app.memory_view import MemoryView
-from app.widgets import Card, ElidedLabel, EmptyState, ProblemLine, label, scrolled
+from app.scrolling import scrolled
+from app.widgets import Card, ElidedLabel, EmptyState, ProblemLine, label
 from core import words
 from core.records import ModelCard
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PySide6.QtCore import QBuffer, QIODevice, QObject, QPoint, QSize, Signal, Slot
-from PySide6.QtGui import QImage, QPainter, QRegion
+from PySide6.QtGui import QImage, QRegion
 from PySide6.QtWidgets import QFileDialog, QMenu, QPushButton, QWidget
 
 from app import theme
@@ -21,11 +21,10 @@ def save_picture(widget: QWidget, path: Path) -> None:
     image = QImage(widget.size() * PICTURE_SCALE, QImage.Format.Format_ARGB32)
     image.setDevicePixelRatio(PICTURE_SCALE)
     image.fill(theme.colors().surface)
-    painter = QPainter(image)
-    # without the window's own background, which is not that of the card on which it lies
-    # (QWidget's own: a plot has another method of that name, which draws the scene without its frame)
-    QWidget.render(widget, painter, QPoint(0, 0), QRegion(), QWidget.RenderFlag.DrawChildren)
-    painter.end()
+    # Onto the image, not with a painter of ours: a plot draws in Python with Qt's painters, and one that Python owns
+    # among them has crashed in later drawing. Without the window's own background, which is not that of the card.
+    # (QWidget's method: a plot has another one of that name, which draws the scene without its frame.)
+    QWidget.render(widget, image, QPoint(0, 0), QRegion(), QWidget.RenderFlag.DrawChildren)
     buffer = QBuffer()
     buffer.open(QIODevice.OpenModeFlag.WriteOnly)
     image.save(buffer, "PNG")  # type: ignore[call-overload]

@@ -147,14 +147,21 @@ class StepPlot(pg.PlotWidget):
         plot.setContentsMargins(0, 6, 10, 0)
 
     def set_curves(self, curves: Sequence[Curve]) -> None:
-        """Show these curves and no others. The caller redraws."""
-        for _, *items in self._items:
+        """Show these curves and no others. The caller redraws.
+
+        Items are kept where they serve: another run has as many curves, and Qt's and Python's ideas of when an item
+        is gone differ.
+        """
+        self.curves = list(curves)
+        kept = self._items[:len(curves)]
+        while kept and any((item[2] is None) == curve.smoothed for item, curve in zip(kept, curves, strict=False)):
+            kept.pop()
+        for _, *items in self._items[len(kept):]:
             for item in items:
                 if item is not None:
                     self._plot.removeItem(item)
-        self.curves = list(curves)
-        self._items = []
-        for curve in curves:
+        self._items = [(curve, *item[1:]) for item, curve in zip(kept, curves, strict=False)]
+        for curve in curves[len(kept):]:
             raw = pg.PlotDataItem(antialias=True)  # cheap: never more than a few points for each pixel
             smooth = pg.PlotDataItem(antialias=True) if curve.smoothed else None
             bad = pg.ScatterPlotItem(symbol="x", size=8, pen=None)
@@ -233,8 +240,8 @@ class StepPlot(pg.PlotWidget):
             raw.setPen(curve_pen(curve.color, theme.RAW_CURVE_OPACITY if smooth is not None else 1.0))
             if smooth is not None:
                 smooth.setPen(curve_pen(curve.color))
+            raw.setSymbol("o" if curve.points else None)  # type: ignore[arg-type] -- None takes it away
             if curve.points:
-                raw.setSymbol("o")
                 raw.setSymbolSize(6)
                 raw.setSymbolBrush(curve_color(curve.color))
                 raw.setSymbolPen(None)

@@ -7,7 +7,8 @@ from PySide6.QtWidgets import QGridLayout, QVBoxLayout, QWidget
 
 from app import figures, theme
 from app.figure_row import FigureRow, FigureSpec
-from app.widgets import Card, IconLabel, clear_layout, label, line, row, scrolled
+from app.scrolling import scrolled
+from app.widgets import Card, IconLabel, clear_layout, label, line, row
 from core.records import Receipt, ReceiptRow
 from core.words import percent
 

@@ -19,7 +19,8 @@ from PySide6.QtGui import (
 from PySide6.QtWidgets import QAbstractScrollArea, QFrame, QHBoxLayout, QSizePolicy, QVBoxLayout, QWidget
 
 from app import theme
-from app.widgets import clear_layout, label, scrolled
+from app.scrolling import scrolled
+from app.widgets import clear_layout, label
 from core.records import Message, Token
 
 LARGEST_TEXT = 20_000  # characters of one message that are shown

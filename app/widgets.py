@@ -13,7 +13,6 @@ from PySide6.QtWidgets import (
     QLabel,
     QLayout,
     QPushButton,
-    QScrollArea,
     QSizePolicy,
     QVBoxLayout,
     QWidget,
@@ -115,19 +114,6 @@ def line() -> QFrame:
     made.setFixedHeight(1)
     theme.set_role(made, "line")
     return made
-
-
-def scrolled(content: QWidget) -> QScrollArea:
-    """`content` in a frameless area that scrolls up and down only."""
-    area = QScrollArea()
-    area.setWidgetResizable(True)
-    area.setFrameShape(QFrame.Shape.NoFrame)
-    area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-    area.setFocusPolicy(Qt.FocusPolicy.NoFocus)
-    theme.set_role(content, "scrolled")
-    area.setWidget(content)
-    area.viewport().setAutoFillBackground(False)
-    return area
 
 
 class Card(QFrame):

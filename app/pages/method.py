@@ -1,7 +1,7 @@
 """The Method page: the form of the adapter and the training, and the tree of target layers."""
 
 from PySide6.QtCore import Slot
-from PySide6.QtWidgets import QHBoxLayout, QStackedLayout, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QHBoxLayout, QSizePolicy, QStackedLayout, QVBoxLayout, QWidget
 
 from app import theme
 from app.draft import Draft
@@ -9,15 +9,15 @@ from app.form import Form
 from app.memory_probe import MemoryProbe
 from app.memory_view import MemoryView
 from app.method_choice import FIELD, MethodChoice, OptionalTable, optional_tables
+from app.scrolling import scrolled
 from app.target_tree import TargetTree
-from app.widgets import Card, ElidedLabel, EmptyState, ProblemLine, scrolled
+from app.widgets import Card, ElidedLabel, EmptyState, ProblemLine
 from core import words
 from core.config import AdapterConfig, FullConfig, RunConfig, TargetConfig
 from core.estimate import Estimate
 from core.records import ModelCard
 from core.run_problems import advice
 
-FORM_WIDTH = 396
 TARGETS = "adapter.target_modules"
 
 
@@ -73,8 +73,8 @@ class MethodPage(QWidget):
         for card in (self._adapter_card, *self.tables, learning):
             layout.addWidget(card)
         layout.addStretch(1)
-        area = scrolled(content)
-        area.setFixedWidth(FORM_WIDTH)
+        area = scrolled(content, fitting=True)
+        area.setSizePolicy(QSizePolicy.Policy.Fixed, QSizePolicy.Policy.Expanding)
         return area
 
     def _make_adapter_form(self) -> Form:

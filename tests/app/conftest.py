@@ -45,11 +45,13 @@ def windows_end_with_their_test(qapp: QApplication) -> Iterator[None]:
     """Delete what a test has left, here and now.
 
     pytest-qt only asks for it to be deleted, and Python's collector would tear old plots down some time later,
-    in the middle of another test: that has crashed in Qt's painter.
+    in the middle of another test. shiboken then takes a new axis at the address of an old one for deleted, and the
+    exception within its painting ends in a crash of Qt's painter.
     """
     yield
     QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
-    gc.collect(1)  # the old generation, which is large, holds nothing of the test
+    gc.collect()
+    gc.freeze()  # what is left lives long: the next collection need not look at it
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyqtgraph as pg
 import pytest
 from page_fakes import step_done
 from PySide6.QtCore import QEvent, QPointF, Qt
@@ -214,6 +215,20 @@ def test_small_plots_have_scale_and_saving_of_their_own(qtbot: QtBot, tmp_path: 
     assert names == ["orders learning rate.csv", "orders learning rate.png"]
     assert (tmp_path / names[0]).read_text().splitlines()[:2] == ["step,learning_rate", "1,0.1"]
     assert QImage(str(tmp_path / names[1])).width() == 2 * plot.width()
+
+
+def test_another_run_takes_the_items_over(qtbot: QtBot) -> None:
+    _, plot, group = shown(qtbot, series_of(np.array([2.0, 1.0])))
+    before = plot._items[0][1:]
+    other = series_of(np.array([3.0, 5.0, 4.0]))
+    plot.set_curves([Curve("loss", other, smoothed=True), Curve("validation", other, 1, points=True)])
+    group.redraw()
+    assert plot._items[0][1:] == before and len(plot._items) == 2
+    assert plot._items[0][1].getOriginalDataset()[1].tolist() == [3.0, 5.0, 4.0]
+    plot.set_curves([Curve("loss", other)])  # without a moving average: another kind of curve
+    group.redraw()
+    assert len(plot._items) == 1 and plot._items[0][2] is None
+    assert sum(isinstance(item, pg.PlotDataItem) for item in plot.getPlotItem().items) == 1
 
 
 def test_the_cross_hair_lies_on_the_curve(qtbot: QtBot) -> None:

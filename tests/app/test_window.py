@@ -14,11 +14,22 @@ import pytest
 from fake_engine import FakeClient, make_card, make_scan, texts_of
 from page_fakes import make_run
 from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QAbstractButton, QComboBox, QDialog, QLabel, QLineEdit, QPlainTextEdit, QSpinBox, QWidget
+from PySide6.QtWidgets import (
+    QAbstractButton,
+    QComboBox,
+    QDialog,
+    QLabel,
+    QLineEdit,
+    QPlainTextEdit,
+    QScrollArea,
+    QSpinBox,
+    QWidget,
+)
 from pytestqt.qtbot import QtBot
 
 from app import window as window_module
 from app.operations import Operations
+from app.pages.method import MethodPage
 from app.pages.runs import RunsPage
 from app.settings import Settings
 from app.theme import Theme, colors
@@ -253,6 +264,22 @@ def test_all_gpus_are_offered_where_there_are_several(make_window: MakeWindow, e
     assert window.draft.config.training.device == "all" and action.isChecked()
     window.draft.undo_stack.undo()
     assert window.draft.config.training.device == "auto" and not action.isChecked()
+
+
+def test_a_problem_far_down_is_scrolled_to_and_no_card_is_cut_off(
+        make_window: MakeWindow, config: RunConfig, engines: tuple[FakeClient, FakeClient], qtbot: QtBot) -> None:
+    window = make_window(config)
+    engines[0].hardware = Ready(devices={"cpu": 10**9})
+    qtbot.waitUntil(lambda: window.draft.ready)
+    window.draft.set_value("training.device", "cuda:1")
+    window.go_to_problem("")
+    page = window.page("method")
+    assert isinstance(page, MethodPage) and window.stack.currentWidget() is page
+    field = page.training_form.fields["training.device"]
+    qtbot.waitUntil(lambda: not field.visibleRegion().isEmpty())
+    area = page.findChild(QScrollArea)
+    assert area is not None
+    qtbot.waitUntil(lambda: area.viewport().width() >= area.widget().minimumSizeHint().width())
 
 
 def test_a_run_that_lies_elsewhere_is_opened_and_stays_listed(make_window: MakeWindow, tmp_path: Path,

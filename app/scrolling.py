@@ -1,0 +1,60 @@
+"""Content that scrolls up and down only, and can be led to."""
+
+from PySide6.QtCore import QEvent, QObject, QSize, Qt, QTimer
+from PySide6.QtWidgets import QFrame, QScrollArea, QWidget
+from shiboken6 import isValid
+
+from app import theme
+
+_AROUND = 4 * theme.GRID  # pixels that stay in sight around what is led to
+
+
+class _FittingArea(QScrollArea):
+    """As wide as its content and the scroll bar need at least, also when the content changes."""
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802 -- Qt's name
+        """The content's least width; any height, as that is scrolled."""
+        return QSize(self._width(), super().minimumSizeHint().height())
+
+    def sizeHint(self) -> QSize:  # noqa: N802
+        """The content's least width, and its height."""
+        return QSize(self._width(), super().sizeHint().height())
+
+    def _width(self) -> int:
+        content = self.widget()
+        inside = content.minimumSizeHint().width() if content is not None else 0
+        return inside + self.verticalScrollBar().sizeHint().width()
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802
+        """What the content needs has changed: so has what this needs."""
+        if event.type() == QEvent.Type.LayoutRequest and watched is self.widget():
+            self.updateGeometry()
+        return super().eventFilter(watched, event)
+
+
+def scrolled(content: QWidget, *, fitting: bool = False) -> QScrollArea:
+    """`content` in a frameless area that scrolls up and down only; if `fitting`, as wide as the content needs."""
+    area = _FittingArea() if fitting else QScrollArea()
+    area.setWidgetResizable(True)
+    area.setFrameShape(QFrame.Shape.NoFrame)
+    area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    area.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+    theme.set_role(content, "scrolled")
+    area.setWidget(content)
+    area.viewport().setAutoFillBackground(False)
+    return area
+
+
+def reveal(widget: QWidget) -> None:
+    """Scroll to a widget, once what was just unfolded has its place."""
+    area = widget.parentWidget()
+    while area is not None and not isinstance(area, QScrollArea):
+        area = area.parentWidget()
+    if isinstance(area, QScrollArea):
+        found = area
+
+        def scroll() -> None:
+            if isValid(found) and isValid(widget):
+                found.ensureWidgetVisible(widget, 0, _AROUND)
+
+        QTimer.singleShot(0, found, scroll)
