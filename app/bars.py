@@ -7,6 +7,7 @@ from PySide6.QtWidgets import QHBoxLayout, QLineEdit, QProgressBar, QWidget
 
 from app import figures, theme
 from app.run_session import SessionState
+from app.time_left import TimeLeft
 from app.widgets import ElidedLabel, button, plain_tip
 from core import words
 from core.events import Event, Failed, Finished, Planned, Progress, StepDone
@@ -87,8 +88,8 @@ class StatusLine(QWidget):
         self.bar.setAccessibleName("Progress of the run")
         self._idle_words = ""
         self._total = 0
-        self._first = 0
-        self._loss, self._seconds, self._speed = _Mean(), _Mean(), _Mean()
+        self._left = TimeLeft()
+        self._loss, self._speed = _Mean(), _Mean()
         layout = QHBoxLayout(self)
         layout.setContentsMargins(theme.PAGE_MARGIN, 0, theme.PAGE_MARGIN, 0)
         layout.setSpacing(theme.CARD_GAP)
@@ -104,19 +105,20 @@ class StatusLine(QWidget):
 
     def begin(self) -> None:
         """A run begins."""
-        self._total = self._first = 0
-        self._loss, self._seconds, self._speed = _Mean(), _Mean(), _Mean()
+        self._total, self._left = 0, TimeLeft()
+        self._loss, self._speed = _Mean(), _Mean()
         self.text.set_text("Getting ready…")
         self.bar.setRange(0, 0)
         self.bar.setVisible(True)
 
     def add(self, event: Event) -> None:
         """Take in one event of the run."""
+        self._left.add(event)
         if isinstance(event, Progress):
             done = figures.amount_done(event.done, event.total, event.unit)
             self.text.set_text(" · ".join(part for part in (event.stage, done) if part))
         elif isinstance(event, Planned):
-            self._total, self._first = event.total_steps, event.first_step
+            self._total = event.total_steps
             self.bar.setRange(0, 1000)
             self.bar.setValue(0)
         elif isinstance(event, StepDone):
@@ -128,9 +130,8 @@ class StatusLine(QWidget):
 
     def _step(self, step: StepDone) -> None:
         loss = self._loss.add(step.loss)
-        seconds = self._seconds.add(step.seconds)
         speed = self._speed.add(step.tokens / step.seconds if step.seconds else math.nan)
-        left = words.duration((self._total - step.step) * seconds) if self._total else ""
+        left = figures.time_left(self._left.seconds()) if self._total else ""
         total = f"/{self._total:,}" if self._total else ""
         parts = [f"Step {step.step:,}{total}", f"loss {loss:.3f}", f"{speed:,.0f} tok/s",
                  words.memory(step.device_bytes or step.rss_bytes), f"{left} left" if left else ""]

@@ -12,11 +12,11 @@ import numpy as np
 from app import figures
 from app.rank_history import RankHistory
 from app.series import RunSeries, memory_bytes
+from app.time_left import TimeLeft
 from core import events, words
 
 RecordState = Literal["starting", "running", "paused", "finished", "stopped", "failed", "interrupted"]
 _LATE_SECONDS = 60.0
-_SPEED_MEMORY = 0.9  # weight of the older steps in the time of one step
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ class RunRecord:
         self.checkpoints = 0
         self.seconds = 0.0  # of work, as the events count it
         self.log: list[LogLine] = []
-        self._step_seconds = math.nan
-        self._other_seconds = 0.0  # evaluations and checkpoints
+        self._left = TimeLeft()
 
     @classmethod
     def from_log(cls, run_dir: Path, log: Iterable[events.Event], state: str, smoothing: float) -> "RunRecord":
@@ -125,12 +124,8 @@ class RunRecord:
         return self.step.epoch * self.plan.total_steps / self.step.step
 
     def seconds_left(self) -> float:
-        """By the time of the last steps and the share of evaluations so far; NaN while not known."""
-        if not self.step or not self.plan or not self.active:
-            return math.nan
-        left = max(0, self.plan.total_steps - self.step.step)
-        counted = max(1, self.step.step - self.plan.first_step)
-        return left * (self._step_seconds + self._other_seconds / counted)
+        """Until the end of a run that goes on; NaN while not known."""
+        return self._left.seconds() if self.active else math.nan
 
     def pause(self, paused: bool) -> None:
         """The person paused the run or let it go on."""
@@ -141,6 +136,7 @@ class RunRecord:
     def add(self, event: events.Event) -> None:
         """Take in one event of the run."""
         self.series.add(event)
+        self._left.add(event)
         match event:
             case events.Started():
                 self._started(event)
@@ -188,16 +184,12 @@ class RunRecord:
         if self.state == "starting":
             self.state = "running"
         self.seconds += step.seconds
-        known = math.isfinite(self._step_seconds)
-        self._step_seconds = (_SPEED_MEMORY * self._step_seconds + (1 - _SPEED_MEMORY) * step.seconds
-                              if known else step.seconds)
         if not math.isfinite(step.loss):
             self._write(f"Step {step.step:,}: the loss is not a number ({figures.loss(step.loss)}).", "warning")
 
     def _evaluated(self, event: events.Evaluated) -> None:
         self.evaluated = event
         self.seconds += event.seconds
-        self._other_seconds += event.seconds
         best = ", the best so far" if event.best else ""
         if event.best:  # the base's own loss, at step 0, is none
             self.best_validation = event.loss
@@ -207,7 +199,6 @@ class RunRecord:
     def _checkpoint_saved(self, event: events.CheckpointSaved) -> None:
         self.checkpoints += 1
         self.seconds += event.seconds
-        self._other_seconds += event.seconds
         self._write(f"Step {event.step:,}: checkpoint saved ({words.size(event.bytes)}).")
 
     def _finished(self, event: events.Finished) -> None:

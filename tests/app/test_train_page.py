@@ -10,6 +10,8 @@ from page_fakes import make_run, planned, step_done
 from PySide6.QtGui import QGuiApplication
 from pytestqt.qtbot import QtBot
 
+from app import figures
+from app.bars import StatusLine
 from app.pages.train import TrainPage
 from app.run_log import MOST_LINES, RunLog
 from app.run_record import LogLine, RunRecord
@@ -185,6 +187,17 @@ def test_time_left_counts_evaluations() -> None:
         record.add(step_done(step, seconds=1.0))
     record.add(events.Evaluated(10, 1.0, 1, 5.0, True))
     assert record.seconds_left() == pytest.approx(90 * 1.5)
+
+
+def test_the_evaluation_before_the_first_step_is_reckoned_once_more_for_the_end(qtbot: QtBot) -> None:
+    record, line = RunRecord(None, live=True, smoothing=0.9), StatusLine()
+    qtbot.addWidget(line)
+    log = [planned(100), events.Evaluated(0, 2.0, 1, 60.0, False), *(step_done(n, seconds=1.0) for n in range(1, 11))]
+    for event in log:
+        record.add(event)
+        line.add(event)
+    assert record.seconds_left() == pytest.approx(90 + 60)
+    assert figures.time_left(record.seconds_left()) == "2 min" and "2 min left" in line.text.full_text
 
 
 def test_a_log_that_can_not_be_read_is_told(qtbot: QtBot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
