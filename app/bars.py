@@ -7,12 +7,11 @@ from PySide6.QtWidgets import QHBoxLayout, QLineEdit, QProgressBar, QWidget
 
 from app import figures, theme
 from app.run_session import SessionState
+from app.running_mean import RunningMean
 from app.time_left import TimeLeft
 from app.widgets import ElidedLabel, button, plain_tip
 from core import words
 from core.events import Event, Failed, Finished, Planned, Progress, StepDone
-
-_KEPT = 0.9  # weight of the earlier steps in the running means; as the Train page has it at first
 
 
 class TopBar(QWidget):
@@ -89,7 +88,7 @@ class StatusLine(QWidget):
         self._idle_words = ""
         self._total = 0
         self._left = TimeLeft()
-        self._loss, self._speed = _Mean(), _Mean()
+        self._loss, self._speed = RunningMean(), RunningMean()
         layout = QHBoxLayout(self)
         layout.setContentsMargins(theme.PAGE_MARGIN, 0, theme.PAGE_MARGIN, 0)
         layout.setSpacing(theme.CARD_GAP)
@@ -106,7 +105,7 @@ class StatusLine(QWidget):
     def begin(self) -> None:
         """A run begins."""
         self._total, self._left = 0, TimeLeft()
-        self._loss, self._speed = _Mean(), _Mean()
+        self._loss, self._speed = RunningMean(), RunningMean()
         self.text.set_text("Getting ready…")
         self.bar.setRange(0, 0)
         self.bar.setVisible(True)
@@ -139,17 +138,3 @@ class StatusLine(QWidget):
         if self._total:
             self.bar.setRange(0, 1000)
             self.bar.setValue(round(1000 * step.step / self._total))
-
-
-class _Mean:
-    """A moving average without the bias of its beginning."""
-
-    def __init__(self) -> None:
-        self._sum = self._weight = 0.0
-
-    def add(self, value: float) -> float:
-        """Take in one value (what is not finite is left out); the average so far."""
-        if math.isfinite(value):
-            self._sum = _KEPT * self._sum + (1 - _KEPT) * value
-            self._weight = _KEPT * self._weight + 1 - _KEPT
-        return self._sum / self._weight if self._weight else math.nan

@@ -21,9 +21,8 @@ def save_picture(widget: QWidget, path: Path) -> None:
     image = QImage(widget.size() * PICTURE_SCALE, QImage.Format.Format_ARGB32)
     image.setDevicePixelRatio(PICTURE_SCALE)
     image.fill(theme.colors().surface)
-    # Onto the image, not with a painter of ours: a plot draws in Python with Qt's painters, and one that Python owns
-    # among them has crashed in later drawing. Without the window's own background, which is not that of the card.
-    # (QWidget's method: a plot has another one of that name, which draws the scene without its frame.)
+    # Without the window's own background, which is not that of the card on which it lies. QWidget's method, as a plot
+    # has another one of that name, with other arguments.
     QWidget.render(widget, image, QPoint(0, 0), QRegion(), QWidget.RenderFlag.DrawChildren)
     buffer = QBuffer()
     buffer.open(QIODevice.OpenModeFlag.WriteOnly)

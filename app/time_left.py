@@ -2,9 +2,8 @@
 
 import math
 
+from app.running_mean import RunningMean
 from core import events
-
-_KEPT = 0.9  # weight of the older steps in the time of one step
 
 
 class TimeLeft:
@@ -15,7 +14,7 @@ class TimeLeft:
 
     def _begin(self, total: int, first: int) -> None:
         self._total, self._first, self._step = total, first, first
-        self._sum = self._weight = 0.0  # of the moving average of a step's seconds, without the bias of its beginning
+        self._a_step = RunningMean()  # seconds
         self._between = 0.0  # seconds of evaluations and checkpoints between the steps
         self._at_first = 0.0  # of the evaluation before the first step, which comes once
 
@@ -26,8 +25,7 @@ class TimeLeft:
                 self._begin(event.total_steps, event.first_step)
             case events.StepDone():
                 self._step = event.step
-                self._sum = _KEPT * self._sum + (1 - _KEPT) * event.seconds
-                self._weight = _KEPT * self._weight + 1 - _KEPT
+                self._a_step.add(event.seconds)
             case events.Evaluated() if event.step <= self._first:
                 self._at_first = event.seconds
             case events.Evaluated() | events.CheckpointSaved():
@@ -38,8 +36,8 @@ class TimeLeft:
 
         Before the first of these between the steps, one evaluation is reckoned for the end.
         """
-        if not self._weight or not self._total:
+        if not self._total:
             return math.nan
         left, counted = max(0, self._total - self._step), max(1, self._step - self._first)
         at_end = 0.0 if self._between else self._at_first
-        return left * (self._sum / self._weight + self._between / counted) + at_end
+        return left * (self._a_step.value + self._between / counted) + at_end
