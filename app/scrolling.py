@@ -10,7 +10,11 @@ _AROUND = 4 * theme.GRID  # pixels that stay in sight around what is led to
 
 
 class _FittingArea(QScrollArea):
-    """As wide as its content and the scroll bar need at least, also when the content changes."""
+    """As wide as its content and the scroll bar need, also when the content changes, and at least so many pixels."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self._least = least
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802 -- Qt's name
         """The content's least width; any height, as that is scrolled."""
@@ -23,7 +27,7 @@ class _FittingArea(QScrollArea):
     def _width(self) -> int:
         content = self.widget()
         inside = content.minimumSizeHint().width() if content is not None else 0
-        return inside + self.verticalScrollBar().sizeHint().width()
+        return max(self._least, inside + self.verticalScrollBar().sizeHint().width())
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802
         """What the content needs has changed: so has what this needs."""
@@ -32,9 +36,12 @@ class _FittingArea(QScrollArea):
         return super().eventFilter(watched, event)
 
 
-def scrolled(content: QWidget, *, fitting: bool = False) -> QScrollArea:
-    """`content` in a frameless area that scrolls up and down only; if `fitting`, as wide as the content needs."""
-    area = _FittingArea() if fitting else QScrollArea()
+def scrolled(content: QWidget, *, fitting: int = 0) -> QScrollArea:
+    """`content` in a frameless area that scrolls up and down only.
+
+    With `fitting` it is as wide as the content needs, and at least so many pixels.
+    """
+    area = _FittingArea(fitting) if fitting else QScrollArea()
     area.setWidgetResizable(True)
     area.setFrameShape(QFrame.Shape.NoFrame)
     area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)

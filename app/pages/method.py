@@ -19,6 +19,7 @@ from core.records import ModelCard
 from core.run_problems import advice
 
 TARGETS = "adapter.target_modules"
+FORM_WIDTH = 424  # pixels; room for all fields, so that unfolding does not widen it
 
 
 class MethodPage(QWidget):
@@ -73,7 +74,7 @@ class MethodPage(QWidget):
         for card in (self._adapter_card, *self.tables, learning):
             layout.addWidget(card)
         layout.addStretch(1)
-        area = scrolled(content, fitting=True)
+        area = scrolled(content, fitting=FORM_WIDTH)
         area.setSizePolicy(QSizePolicy.Policy.Fixed, QSizePolicy.Policy.Expanding)
         return area
 
