@@ -7,11 +7,11 @@ from PySide6.QtWidgets import QHBoxLayout, QLineEdit, QProgressBar, QWidget
 
 from app import figures, theme
 from app.run_session import SessionState
-from app.running_mean import RunningMean
-from app.time_left import TimeLeft
 from app.widgets import ElidedLabel, button, plain_tip
 from core import words
 from core.events import Event, Failed, Finished, Planned, Progress, StepDone
+from core.runs.running_mean import RunningMean
+from core.runs.time_left import TimeLeft
 
 
 class TopBar(QWidget):

@@ -2,7 +2,7 @@
 
 import math
 
-from core.words import size
+from core import words
 
 NOT_KNOWN = "—"
 
@@ -34,7 +34,7 @@ def amount_done(done: int, total: int, unit: str) -> str:
     if not total:
         return ""
     if unit == "bytes":
-        return f"{size(done)} of {size(total)}"
+        return f"{words.size(done)} of {words.size(total)}"
     return f"{done:,} of {total:,} {unit}".rstrip()
 
 
@@ -62,15 +62,5 @@ def span(seconds: float) -> str:
 
 
 def time_left(seconds: float) -> str:
-    """Rounded so that it does not flicker: under 10 s, 40 s, 4 min, 1 h 20 min; a dash where it is not known."""
-    if not math.isfinite(seconds):
-        return NOT_KNOWN
-    if seconds < 10:
-        return "under 10 s"
-    if seconds < 90:
-        return f"{round(seconds / 10) * 10} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(round(minutes / 5) * 5, 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    """As `words.time_left`; a dash where it is not known."""
+    return words.time_left(seconds) or NOT_KNOWN

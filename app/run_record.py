@@ -12,8 +12,8 @@ import numpy as np
 from app import figures
 from app.rank_history import RankHistory
 from app.series import RunSeries, memory_bytes
-from app.time_left import TimeLeft
 from core import events, words
+from core.runs.time_left import TimeLeft
 
 RecordState = Literal["starting", "running", "paused", "finished", "stopped", "failed", "interrupted"]
 _LATE_SECONDS = 60.0

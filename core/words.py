@@ -46,6 +46,21 @@ def duration(seconds: float) -> str:
     return f"{hours / 24:.0f} days"
 
 
+def time_left(seconds: float) -> str:
+    """A time span that does not flicker: under 10 s, 40 s, 4 min, 1 h 20 min; "" where it is not known."""
+    if not math.isfinite(seconds):
+        return ""
+    if seconds < 10:
+        return "under 10 s"
+    if seconds < 90:
+        return f"{round(seconds / 10) * 10} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(round(minutes / 5) * 5, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
 def percent(share: float) -> str:
     """A share of 1: 3.4%, 0.34%, 100%."""
     value = share * 100

@@ -16,6 +16,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from core import events, words
+from core.runs.running_mean import RunningMean
+from core.runs.time_left import TimeLeft
 
 ResultText = Callable[[dict[str, Any]], str]
 _SECONDS_BETWEEN_LINES = 10.0
@@ -120,14 +122,10 @@ class TextScreen:
 
     def show(self, event: events.Event) -> None:
         """Show one event in the form that fits it."""
+        if isinstance(event, events.Planned):
+            self._note(_planned_text(event))
+        self._bar.add(event)
         match event:
-            case events.Progress():
-                self._bar.stage(event)
-            case events.Planned():
-                self._note(_planned_text(event))
-                self._bar.plan(event)
-            case events.StepDone():
-                self._bar.step(event)
             case events.Evaluated():
                 self._note(f"Step {event.step:,}: validation loss {event.loss:.4f}" + (" (best)" if event.best else ""))
             case events.RanksChosen(step=step, ranks=ranks):
@@ -188,31 +186,39 @@ class _Bar:
         self._task: TaskID | None = None
         self._stage = ""
         self._total = 0
-        self._tokens_per_second = 0.0
-        self._seconds_per_step = 0.0
+        self._speed = RunningMean()  # tokens/s
+        self._left = TimeLeft()
         self._last_line = 0.0
 
-    def stage(self, event: events.Progress) -> None:
+    def add(self, event: events.Event) -> None:
+        """Take in what tells how far the run is."""
+        self._left.add(event)
+        match event:
+            case events.Progress():
+                self._stage_done(event)
+            case events.Planned():
+                self._plan(event)
+            case events.StepDone():
+                self._step(event)
+
+    def _stage_done(self, event: events.Progress) -> None:
         """`done` of `total` in a stage."""
         share = f"{event.done:,} of {event.total:,} {event.unit}".rstrip() if event.total else ""
         if event.unit == "bytes" and event.total:
             share = f"{words.size(event.done)} of {words.size(event.total)}"
         self._draw(event.stage, event.done, event.total, share)
 
-    def plan(self, event: events.Planned) -> None:
+    def _plan(self, event: events.Planned) -> None:
         """The number of steps is known."""
         self._total = event.total_steps
         self._draw("Training", event.first_step, event.total_steps, "first step")
 
-    def step(self, event: events.StepDone) -> None:
+    def _step(self, event: events.StepDone) -> None:
         """One step: loss, speed and time left, smoothed over some ten steps."""
-        seconds = max(event.seconds, 1e-9)
-        speed = event.tokens / seconds
-        self._tokens_per_second += (speed - self._tokens_per_second) * (0.1 if self._tokens_per_second else 1.0)
-        self._seconds_per_step += (seconds - self._seconds_per_step) * (0.1 if self._seconds_per_step else 1.0)
-        left = words.duration((self._total - event.step) * self._seconds_per_step)
+        speed = self._speed.add(event.tokens / max(event.seconds, 1e-9))
+        left = words.time_left(self._left.seconds()) if event.step < self._total else ""
         parts = (f"step {event.step:,} of {self._total:,}", f"loss {event.loss:.4f}",
-                 f"{self._tokens_per_second:,.0f} tokens/s", f"{left} left" if event.step < self._total else "")
+                 f"{speed:,.0f} tokens/s", f"{left} left" if left else "")
         self._draw("Training", event.step, self._total, " · ".join(filter(None, parts)))
 
     def close(self) -> None:

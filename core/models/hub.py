@@ -18,7 +18,7 @@ from core.events import Event, Progress, Result
 from core.jobs import DownloadModel
 from core.models.card_file import new_card, read_card_file, write_card
 from core.models.hub_files import RemoteFile, choose_files, verify
-from core.models.safety import check_files
+from core.models.safety import WEIGHTS_INDEX, check_files, read_weight_map
 from core.paths import cache_root, models_root
 from core.runs.folder import safe_name
 
@@ -58,9 +58,22 @@ def download_model(job: DownloadModel, control: Control, endpoint: str | None = 
         part = models_root() / f".{safe_name(info.id.replace('/', '--'))}.{commit[:12]}.part"
         with files.exclusive_lock(cache_root() / "locks" / f"{part.name}.lock",
                                   f"{info.id} is being fetched by another program."):
+            index = [file for file in chosen if file.name == WEIGHTS_INDEX]
+            if index:  # only it knows the names of the shards
+                yield from _fetch_all(info.id, commit, index, part, control, endpoint)
+                chosen = _with_shards(job.repo_id, info, part)
             yield from _fetch_all(info.id, commit, chosen, part, control, endpoint)
             _admit(info.id, commit, chosen, part, target)
     yield Result({"path": target, "name": target.name})
+
+
+def _with_shards(repo_id: str, info: ModelInfo, part: Path) -> list[RemoteFile]:
+    """The files with the shards that the index in `part` names."""
+    try:
+        return choose_files(repo_id, info.siblings or [], set(read_weight_map(part).values()))
+    except ModelError:
+        shutil.rmtree(part, ignore_errors=True)  # it would be refused the next time as well
+        raise
 
 
 def _model_info(job: DownloadModel, endpoint: str | None) -> ModelInfo:

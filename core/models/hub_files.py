@@ -1,8 +1,7 @@
 """Which files of a hub repository are fetched, and whether they arrived as they were."""
 
 import hashlib
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from core.control import Control
 from core.errors import ModelError
 from core.models.safety import PICKLE_SUFFIXES, WEIGHTS, WEIGHTS_INDEX, is_plain_name
 
-_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _COMPANIONS = frozenset({
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tekken.json", "chat_template.json",
@@ -30,21 +28,22 @@ class RemoteFile:
     git_sha1: str  # of "blob SIZE\\0" + content, as git counts it; "" where the hub gives none
 
 
-def choose_files(repo_id: str, siblings: Sequence[Any]) -> list[RemoteFile]:
+def choose_files(repo_id: str, siblings: Sequence[Any], shards: Collection[str] = ()) -> list[RemoteFile]:
     """Weights in safetensors, config and tokenizer; small files first, so that trouble shows early.
 
     Args:
         repo_id: for the error's sentence.
         siblings: the hub's list, each with rfilename, size, blob_id and lfs.
+        shards: names that the index gives the parts of the model, once it has been fetched; any name is possible.
 
     Raises:
-        ModelError: no safetensors in it, or a file without a size.
+        ModelError: no safetensors in it, a shard that it lacks, or a file without a size.
     """
     names = {sibling.rfilename for sibling in siblings}
     # names with a path part are other versions (onnx/, original/) or mischief
     wanted = [sibling for sibling in siblings
-              if is_plain_name(sibling.rfilename) and _is_wanted(sibling.rfilename, WEIGHTS in names)]
-    if not any(sibling.rfilename.endswith(".safetensors") for sibling in wanted):
+              if is_plain_name(sibling.rfilename) and _is_wanted(sibling.rfilename, WEIGHTS in names, shards)]
+    if not {WEIGHTS, WEIGHTS_INDEX} & names:
         if any(Path(name).suffix.lower() in PICKLE_SUFFIXES for name in names):
             raise ModelError(f"{repo_id} has its weights only as pickle files, which can run code; "
                              "they are not fetched.", "Choose a model with safetensors files.")
@@ -52,13 +51,17 @@ def choose_files(repo_id: str, siblings: Sequence[Any]) -> list[RemoteFile]:
     if "config.json" not in names:
         raise ModelError(f"{repo_id} has no config.json, so it is not a whole model.",
                          "An adapter needs its base model; choose that one.")
+    lacking = sorted(set(shards) - names)
+    if lacking:
+        raise ModelError(f"{repo_id} has no {lacking[0]}, which its list of parts names.",
+                         "It was uploaded incompletely; choose another version of this model.")
     return sorted((_remote(repo_id, sibling) for sibling in wanted), key=lambda file: (file.size, file.name))
 
 
-def _is_wanted(name: str, has_single_file: bool) -> bool:
+def _is_wanted(name: str, has_single_file: bool, shards: Collection[str]) -> bool:
     if name == WEIGHTS or name in _COMPANIONS or Path(name).suffix in _COMPANION_SUFFIXES:
         return True
-    return not has_single_file and (name == WEIGHTS_INDEX or _SHARD.fullmatch(name) is not None)
+    return not has_single_file and (name == WEIGHTS_INDEX or name in shards)
 
 
 def _remote(repo_id: str, sibling: Any) -> RemoteFile:

@@ -16,6 +16,7 @@ from app.pages.train import TrainPage
 from app.run_log import MOST_LINES, RunLog
 from app.run_record import LogLine, RunRecord
 from core import events
+from core.cli import screen
 from core.runs.folder import RunFolder
 
 
@@ -189,7 +190,9 @@ def test_time_left_counts_evaluations() -> None:
     assert record.seconds_left() == pytest.approx(90 * 1.5)
 
 
-def test_the_evaluation_before_the_first_step_is_reckoned_once_more_for_the_end(qtbot: QtBot) -> None:
+def test_page_line_and_terminal_tell_the_same_time_left(
+        qtbot: QtBot, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The evaluation before the first step is reckoned once more for the end."""
     record, line = RunRecord(None, live=True, smoothing=0.9), StatusLine()
     qtbot.addWidget(line)
     log = [planned(100), events.Evaluated(0, 2.0, 1, 60.0, False), *(step_done(n, seconds=1.0) for n in range(1, 11))]
@@ -198,6 +201,11 @@ def test_the_evaluation_before_the_first_step_is_reckoned_once_more_for_the_end(
         line.add(event)
     assert record.seconds_left() == pytest.approx(90 + 60)
     assert figures.time_left(record.seconds_left()) == "2 min" and "2 min left" in line.text.full_text
+    monkeypatch.setattr(screen, "_SECONDS_BETWEEN_LINES", 0.0)
+    with screen.TextScreen(lambda values: "") as terminal:
+        for event in log:
+            terminal.show(event)
+    assert "2 min left" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_log_that_can_not_be_read_is_told(qtbot: QtBot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

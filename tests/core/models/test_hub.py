@@ -1,11 +1,13 @@
 """Downloads against a stand-in for the hub."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from safetensors.torch import load_file, save
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -131,6 +133,35 @@ def test_offline_switch(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> N
 def test_impossible_names(stand_in: StandIn, repo_id: str) -> None:
     with pytest.raises(ModelError, match="no name of a model"):
         list(hub.download_model(DownloadModel(repo_id), Control(), stand_in.endpoint))
+
+
+def sharded(server: StandIn, tiny_model: Path, names: tuple[str, str]) -> None:
+    """The stand-in's model in two parts of these names, with their index."""
+    tensors = load_file(tiny_model / "model.safetensors")
+    places = {tensor: names[number % 2] for number, tensor in enumerate(sorted(tensors))}
+    del server.files["model.safetensors"]
+    for name in names:
+        server.files[name] = save({tensor: tensors[tensor] for tensor in places if places[tensor] == name},
+                                  {"format": "pt"})
+    server.files["model.safetensors.index.json"] = json.dumps({"weight_map": places}).encode()
+
+
+def test_shards_have_the_names_that_the_index_gives_them(stand_in: StandIn, tiny_model: Path) -> None:
+    names = ("model.safetensors-00001-of-00002.safetensors", "rest.safetensors")
+    sharded(stand_in, tiny_model, names)
+    stand_in.files["consolidated.safetensors"] = b"the same once more in another layout"
+    folder = fetch(stand_in)[-1].values["path"]
+    check_model_folder(folder)
+    assert {item.name for item in folder.glob("*.safetensors")} == set(names)
+    assert left_over() == ["tiny-llama"]
+
+
+def test_shard_that_was_never_uploaded_is_named(stand_in: StandIn, tiny_model: Path) -> None:
+    sharded(stand_in, tiny_model, ("a.safetensors", "b.safetensors"))
+    del stand_in.files["b.safetensors"]
+    with pytest.raises(ModelError, match=r"has no b\.safetensors, which"):
+        fetch(stand_in)
+    assert left_over() == []
 
 
 def test_pickle_only_is_refused_before_anything_is_fetched(stand_in: StandIn) -> None:

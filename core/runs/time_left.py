@@ -1,9 +1,9 @@
-"""How long a run still takes, from the events so far; the page and the line below it tell the same."""
+"""How long a run still takes, from the events so far: one reckoning for the window and the terminal."""
 
 import math
 
-from app.running_mean import RunningMean
 from core import events
+from core.runs.running_mean import RunningMean
 
 
 class TimeLeft:

@@ -2,7 +2,7 @@
 
 import math
 
-KEPT = 0.9  # weight of the earlier values; as the Train page's smoothing has it at first
+KEPT = 0.9  # weight of the earlier values
 
 
 class RunningMean:
