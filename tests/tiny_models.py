@@ -160,14 +160,16 @@ def some_quick(names: Iterable[str], quick: Collection[str] = _QUICK) -> list[An
     return [name if name in quick else pytest.param(name, marks=pytest.mark.full) for name in names]
 
 
-def build_tiny(family: str, folder: Path, *, seed: int = 0, shard_size: str = "5GB") -> Path:
-    """Save a random model of `family` (fp32 safetensors) with its tokenizer into `folder`.
+def build_tiny(family: str, folder: Path, *, seed: int = 0, shard_size: str = "5GB",
+               dtype: torch.dtype = torch.float32) -> Path:
+    """Save a random model of `family` (safetensors) with its tokenizer into `folder`.
 
     Args:
         family: one of FAMILIES, MIXTURES or OTHERS.
         folder: made if missing.
         seed: of the random weights; the same seed gives the same files.
         shard_size: smaller than the model ("100KB") gives several shards and an index.
+        dtype: of the files.
 
     Returns:
         `folder`.
@@ -179,6 +181,6 @@ def build_tiny(family: str, folder: Path, *, seed: int = 0, shard_size: str = "5
         model = kinds[type(config)](config)
     if model.can_generate():
         model.generation_config.eos_token_id = 2
-    model.save_pretrained(folder, max_shard_size=shard_size)
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard_size)
     build_tokenizer().save_pretrained(folder)
     return folder

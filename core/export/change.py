@@ -69,7 +69,7 @@ def changed_rows(tensor: PlannedTensor, weight: Tensor, start: int, stop: int,
             return merged_rows(tensor, weight, start, stop), delta
         delta = delta_rows(change.pair, merged, start, stop, tensor.transposed, norm)
         merged = merged + delta
-        if change.value is None and change.rows is None:
+        if change.is_update:
             return merged, delta
     if change.rows is not None:
         inside = [(place, index - start) for place, index in enumerate(change.rows.indices) if start <= index < stop]
@@ -81,8 +81,8 @@ def changed_rows(tensor: PlannedTensor, weight: Tensor, start: int, stop: int,
 def _in_one_product(tensor: PlannedTensor, weight: Tensor) -> bool:
     """True where W' = W + s B A is all, and ends in as few bits as W has."""
     change = tensor.change
-    return (change.pair is not None and change.pair.magnitude is None and change.pair.lora_a.ndim == 2
-            and change.value is None and change.rows is None
+    return (change.is_update and change.pair is not None and change.pair.magnitude is None
+            and change.pair.lora_a.ndim == 2
             and tensor.spec.dtype in _SHORT and weight.dtype in (torch.bfloat16, torch.float16))
 
 

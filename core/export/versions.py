@@ -18,12 +18,13 @@ from transformers.pytorch_utils import Conv1D
 
 from core.errors import ModelError
 from core.export.cases import AdapterCase, MergedCase
-from core.export.change import changed_rows, delta_rows, source_rows
+from core.export.change import changed_rows, source_rows
 from core.export.expert_plan import gathered, is_gathered
 from core.export.keys import match_keys, skeleton
 from core.export.merge import expected_rows
 from core.export.plan import MergePlan, PlannedTensor
 from core.export.probe import LayeredRunner, Runner, WeightSource, WholeRunner, set_everywhere
+from core.export.rounding import settled_update
 from core.export.shards import TORCH_DTYPES, TensorReader, TensorRecord, read_checkpoint
 from core.lora.adapter_file import LoraPair
 from core.lora.attach import load_adapter
@@ -149,15 +150,20 @@ def _round_merged(model: PreTrainedModel, case: MergedCase) -> None:
     """Turn base + adapter in memory into the merged model, its numbers rounded as planned."""
     types = {case.keys.converted.get(tensor.source.name, tensor.parameter): TORCH_DTYPES[tensor.spec.dtype]
              for tensor in case.plan.tensors}
-    for name, layer in lora_layers(model).items():
-        merged = layer.weight + delta_rows(_pair_of(layer), layer.weight, 0, layer.weight.shape[0],
-                                           isinstance(layer.base, Conv1D))
-        # a new parameter: a tied embedding keeps the old one
-        layer.base.weight = nn.Parameter(_rounded(merged, types[f"{name}.weight"]), requires_grad=False)
-    for name, matrix in expert_matrices(model).items():
-        parameter = model.get_parameter(base_parameter(name))
-        pair = LoraPair(matrix.lora_a, matrix.lora_b, matrix.scale)
-        parameter.add_(delta_rows(pair, parameter, 0, matrix.experts, name in case.keys.transposed))
+    with TensorReader() as reader:
+        written = _stored(case, case.export, skeleton(case.export), reader)
+
+        def merged(pair: LoraPair, name: str, weight: Tensor, transposed: bool) -> Tensor:
+            return settled_update(pair, weight, written(name), transposed, types[name]).to(weight)
+
+        for name, layer in lora_layers(model).items():
+            weight = merged(_pair_of(layer), f"{name}.weight", layer.weight, isinstance(layer.base, Conv1D))
+            # a new parameter: a tied embedding keeps the old one
+            layer.base.weight = nn.Parameter(weight, requires_grad=False)
+        for name, matrix in expert_matrices(model).items():
+            pair = LoraPair(matrix.lora_a, matrix.lora_b, matrix.scale)
+            values = model.get_parameter(base_parameter(name))
+            values.copy_(merged(pair, name, values, name in case.keys.transposed))
     remove(model)
     for name, parameter in model.named_parameters():
         if name in types:  # rounding the merged ones again changes nothing
@@ -166,8 +172,8 @@ def _round_merged(model: PreTrainedModel, case: MergedCase) -> None:
 
 def _changes_updates_only(plan: MergePlan) -> bool:
     """True where the adapter is low-rank updates of linear layers and nothing else."""
-    return all(tensor.change.value is None and tensor.change.rows is None
-               and (tensor.pair is None or not tensor.pair.embedding) for tensor in plan.tensors)
+    return all(not tensor.change or (tensor.change.is_update and (tensor.pair is None or not tensor.pair.embedding))
+               for tensor in plan.tensors)
 
 
 def _assembled(case: MergedCase) -> PreTrainedModel:
@@ -252,6 +258,7 @@ def _planned(case: MergedCase, reader: TensorReader, *, rounded: bool = True) ->
     """Parameters computed anew from base and adapter, rounded as planned or not at all."""
     tensors = {tensor.parameter: tensor for tensor in case.plan.tensors if tensor.parameter}
     by_key = {tensor.source.name: tensor for tensor in case.plan.tensors}
+    written = read_checkpoint(case.export).tensors
 
     def compute(parameter: str) -> Tensor:
         found = next((name for name in [parameter, *sorted(case.keys.tied_group(parameter))] if name in tensors), None)
@@ -264,11 +271,21 @@ def _planned(case: MergedCase, reader: TensorReader, *, rounded: bool = True) ->
     def one(tensor: PlannedTensor) -> Tensor:
         rows = tensor.spec.shape[0] if tensor.spec.shape else 1
         whole = source_rows(tensor, reader, 0, rows).reshape(tensor.spec.shape)
-        if rounded:
-            return expected_rows(tensor, whole, 0, rows).float()
-        return (changed_rows(tensor, whole, 0, rows)[0] if tensor.change else whole).to(case.arithmetic)
+        if not rounded:
+            return (changed_rows(tensor, whole, 0, rows)[0] if tensor.change else whole).to(case.arithmetic)
+        if tensor.change.is_update and tensor.pair is not None:
+            found = reader.whole(_record_of(written, tensor))
+            return settled_update(tensor.pair, whole, found, tensor.transposed, TORCH_DTYPES[tensor.spec.dtype]).float()
+        return expected_rows(tensor, whole, 0, rows).float()
 
     return compute
+
+
+def _record_of(written: dict[str, TensorRecord], tensor: PlannedTensor) -> TensorRecord:
+    record = written.get(tensor.spec.name)
+    if record is None:
+        raise ModelError(f"The export lacks {tensor.spec.name}.")
+    return record
 
 
 def _not_plain(parameter: str) -> ModelError:

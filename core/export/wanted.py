@@ -23,6 +23,11 @@ class Change:
     def __bool__(self) -> bool:
         return self.value is not None or self.pair is not None or self.rows is not None
 
+    @property
+    def is_update(self) -> bool:
+        """A low-rank update and nothing else."""
+        return self.pair is not None and self.value is None and self.rows is None
+
     def length(self, own: int) -> int:
         """Rows of the changed parameter, which has `own`."""
         longer = own if self.value is None else self.value.shape[0]
