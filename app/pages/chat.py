@@ -10,23 +10,20 @@ from PySide6.QtWidgets import QCheckBox, QHBoxLayout, QVBoxLayout, QWidget
 from app import theme
 from app.adapter_menu import AdapterMenu, adapter_name
 from app.adapter_mixer import AdapterMixer, Ingredient
-from app.chat_column import ChatColumn
+from app.answer_columns import AnswerColumns
 from app.chat_input import ChatInput
 from app.chat_settings import ChatSettings
 from app.chat_suggestions import Suggestions
 from app.mix_saver import MixSaver
-from app.operations import Operation, Operations
+from app.operations import Operations
 from app.run_list import runs_with_adapters
 from app.run_picker import RunPicker
-from app.text_difference import are_alike, differing_spans, places
-from app.widgets import Card, EmptyState, button, label, plain_tip, row
-from core import events
+from app.widgets import button, label, plain_tip, row
 from core.config import RunConfig
 from core.errors import CoreError, describe
 from core.jobs import AdapterUse, Generate
 from core.paths import runs_root
 from core.runs.folder import RunFolder
-from core.words import plural
 
 
 class ChatPage(QWidget):
@@ -45,23 +42,18 @@ class ChatPage(QWidget):
                  parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._operations, self._root = operations, root
-        self._operation: Operation | None = None
         self._base_model = ""  # of the form, asked where no run is chosen
         self._other_base = ""  # of an adapter made elsewhere that is tried
         self._mixed_on = ""  # the base that the listed adapters belong to
         self._asked: tuple[AdapterUse, ...] = ()  # the adapters of the answer that is on its way
         self._config: RunConfig | None = None  # of the chosen run
-        self._seed = 0
         self._last_question = ""
         self.picker = RunPicker(none="Base model only")
         self.picker.changed.connect(self._run_changed)
-        self.base = ChatColumn("Base", "Ask something: the model as it was answers here.")
-        self.tuned = ChatColumn("Tuned", "Ask something: the model with your adapter answers here.")
-        self.no_adapter = EmptyState("Train an adapter first, then both models answer side by side.",
-                                     "Go to Train", icon="chart-line")
-        self.no_adapter.pressed.connect(self.train_requested)
-        self._tuned_card = Card()
-        self._tuned_card.body.addWidget(self.no_adapter)
+        self.answers = AnswerColumns(operations)
+        self.answers.busy_changed.connect(self._show_busy)
+        self.answers.failed.connect(self._give_back_question)
+        self.answers.train_requested.connect(self.train_requested)
         self.mixer = AdapterMixer()
         self.mixer.changed.connect(self._strength_changed)
         self.mixer.listed.connect(self._list_changed)
@@ -107,7 +99,7 @@ class ChatPage(QWidget):
             self.message.setText(describe(error).message)
             return
         self.picker.set_runs(runs)
-        if runs and not had and not self.base.conversation:  # a conversation with the base is not thrown away
+        if runs and not had and not self.answers.base.conversation:  # a conversation with the base is not thrown away
             self.picker.choose(runs[0].path)
         elif before != self.picker.adapter:
             self._run_changed()
@@ -115,7 +107,7 @@ class ChatPage(QWidget):
     @property
     def busy(self) -> bool:
         """True while an answer is on its way."""
-        return self._operation is not None
+        return self.answers.busy
 
     # --- how it is built -------------------------------------------------------------------
 
@@ -126,12 +118,7 @@ class ChatPage(QWidget):
         layout.setSpacing(12)
         layout.addLayout(self._build_head())
         layout.addLayout(self._build_adapters())
-        columns = QHBoxLayout()
-        columns.setSpacing(theme.CARD_GAP)
-        for column in (self.base, self.tuned, self._tuned_card):
-            columns.addWidget(column, 1)
-            column.setMinimumWidth(240)
-        layout.addLayout(columns, 1)
+        layout.addWidget(self.answers, 1)
         layout.addWidget(self.suggestions)
         layout.addLayout(self._build_foot())
 
@@ -139,7 +126,7 @@ class ChatPage(QWidget):
         self.marks = QCheckBox("Mark differences")
         self.marks.setToolTip(plain_tip("Underlines where the two answers differ."))
         self.marks.setChecked(True)
-        self.marks.toggled.connect(self._mark_all)
+        self.marks.toggled.connect(self.answers.mark_differences)
         self.clear_button = button("Clear", self.clear, icon="eraser", tip="Begin a new conversation")
         return row(self.picker, None, self.marks, theme.GRID, self.clear_button)
 
@@ -163,7 +150,7 @@ class ChatPage(QWidget):
         self.input = ChatInput()
         self.input.submitted.connect(self.send)
         self.send_button = button("Send", self.send, icon="paper-plane-right")
-        self.stop_button = button("Stop", self.stop, icon="stop")
+        self.stop_button = button("Stop", self.answers.stop, icon="stop")
         for made in (self.send_button, self.stop_button):
             made.setMinimumWidth(96)
         self.stop_button.hide()
@@ -193,117 +180,38 @@ class ChatPage(QWidget):
         self._last_question = question
         self.input.clear()
         self.suggestions.clear()
-        columns = self._columns()
-        for column in columns.values():
-            column.ask(question, self._seed + 1)
-        self._seed += 1
-        operation = self._operations.work(self._job(columns))
-        operation.on(events.Progress, self._progress).on(events.TokenGenerated, self._token)
-        operation.on(events.GenerationDone, self._done).on(events.Failed, self._failed)
-        operation.cancelled.connect(self._cancelled)
-        operation.ended.connect(self._ended)
-        self._operation = operation
-        self._show_busy()
-        operation.start()
+        self.answers.ask(question, self._job)
 
-    def _job(self, columns: dict[str, ChatColumn]) -> Generate:
+    def _job(self, said: dict[str, list[tuple[str, str]]], seed: int) -> Generate:
         system = self.settings.system.text().strip()
         before = (("system", system),) if system else ()
         training = self._config.training if self._config else None
         self._asked = self.mixer.uses()
         return Generate(
-            self._model(), None, {name: (*before, *column.conversation) for name, column in columns.items()},
+            self._model(), None, {name: (*before, *conversation) for name, conversation in said.items()},
             temperature=self.settings.temperature_value, max_new_tokens=self.settings.most_tokens.value(),
-            seed=self._seed, dtype=training.dtype if training else "auto",
+            seed=seed, dtype=training.dtype if training else "auto",
             device="cpu" if training and training.device == "cpu" else "auto", adapters=self._asked)
-
-    def _columns(self) -> dict[str, ChatColumn]:
-        return {"base": self.base, "tuned": self.tuned} if self.mixer.rows else {"base": self.base}
-
-    def _column(self, name: str) -> ChatColumn:
-        return self.tuned if name == "tuned" else self.base
 
     def _model(self) -> str:
         return self._config.model.path if self._config else self._other_base or self._base_model
 
-    def stop(self) -> None:
-        """End the answers; what was said stays."""
-        if self._operation is not None:
-            self._operation.cancel()
-
     def clear(self) -> None:
         """Begin a new conversation."""
-        if self._operation is not None:
-            self._operation.discard()
-            self._forget_operation()
-        self.base.clear()
-        self.tuned.clear()
+        self.answers.clear()
         self._say("")
         self.suggestions.offer(self._config)
 
-    @Slot(object)
-    def _progress(self, event: events.Progress) -> None:
-        for column in self._columns().values():
-            column.tell(f"{event.stage}…")
-
-    @Slot(object)
-    def _token(self, event: events.TokenGenerated) -> None:
-        self._column(event.column).append(event.text)
-
-    @Slot(object)
-    def _done(self, event: events.GenerationDone) -> None:
-        self._column(event.column).end_answer(event.tokens, event.seconds, event.stopped)
-        self._compare(self._seed)
-
-    def _compare(self, turn: int) -> None:
-        """Once both have answered, say below the tuned answer whether it differs, and mark where."""
-        if turn not in self.base.answered or turn not in self.tuned.answered:
-            return
-        self.tuned.remark(self._mark(turn))
-
-    def _mark(self, turn: int) -> str:
-        """Mark where two answers differ, if that is wanted and tells something; the same in words."""
-        base, tuned = self.base.answered[turn], self.tuned.answered[turn]
-        spans = differing_spans(base.text, tuned.text)
-        alike, number = are_alike(base.text, tuned.text, spans), places(spans)
-        shown = spans if self.marks.isChecked() and alike else ([], [])
-        base.mark(shown[0])
-        tuned.mark(shown[1])
-        if not alike:
-            return "quite another answer than Base"
-        return f"differs from Base in {plural(number, 'place')}" if number else "the same as Base"
-
     @Slot()
-    def _mark_all(self) -> None:
-        for turn in self.base.answered.keys() & self.tuned.answered.keys():
-            self._mark(turn)
-
-    @Slot(object)
-    def _failed(self, failure: events.Failed) -> None:
-        for column in self._columns().values():
-            column.fail(failure.message, failure.hint)
+    def _give_back_question(self) -> None:
         if not self.input.toPlainText():
             self.input.setPlainText(self._last_question)  # nothing typed is lost
 
-    @Slot()
-    def _cancelled(self) -> None:
-        if self.sender() is self._operation:
-            for column in self._columns().values():
-                column.stop_waiting()
-
-    @Slot()
-    def _ended(self) -> None:
-        if self.sender() is self._operation:
-            self._forget_operation()
-
-    def _forget_operation(self) -> None:
-        self._operation = None
-        self._show_busy()
-
-    def _show_busy(self) -> None:
-        self.send_button.setVisible(not self.busy)
-        self.stop_button.setVisible(self.busy)
-        self.picker.setEnabled(not self.busy)
+    @Slot(bool)
+    def _show_busy(self, busy: bool) -> None:
+        self.send_button.setVisible(not busy)
+        self.stop_button.setVisible(busy)
+        self.picker.setEnabled(not busy)
 
     # --- which run -------------------------------------------------------------------------
 
@@ -317,10 +225,10 @@ class ChatPage(QWidget):
                 self._config = RunFolder(run.path).config()
             except CoreError as error:
                 self._say(f"{error.message} {error.hint}".strip())
-        if self.tuned.conversation and not self.input.toPlainText():
-            self.input.setPlainText(self._last_question)  # ready to be asked of the other checkpoint
+        if self.answers.tuned.conversation:
+            self._give_back_question()  # ready to be asked of the other checkpoint
         self.settings.propose_system("")
-        self.base.name.set_text(Path(self._model()).name if self._model() else "no base model chosen")
+        self.answers.base.name.set_text(Path(self._model()).name if self._model() else "no base model chosen")
         first = None
         if run is not None and adapter is not None:
             first = Ingredient(adapter.path, f"{run.name}, {adapter.title.lower()}", adapter.title == "Final model")
@@ -337,10 +245,9 @@ class ChatPage(QWidget):
     def _list_changed(self) -> None:
         """An adapter came or went; while an answer comes this counts from the next question on."""
         several = bool(self.mixer.rows)
-        if several and self.tuned.isHidden() and self.base.conversation and not self.busy:
+        if several and self.answers.tuned.isHidden() and self.answers.base.conversation and not self.busy:
             self.clear()  # the tuned model has not heard what was said before
-        self.tuned.setVisible(several)
-        self._tuned_card.setVisible(not several)
+        self.answers.show_tuned(several)
         self.marks.setVisible(several)
         self.input.set_addressee("both models" if several else "the base model")
         self.add_button.setEnabled(self.mixer.mixable)
@@ -349,10 +256,10 @@ class ChatPage(QWidget):
     @Slot()
     def _strength_changed(self) -> None:
         """What counts has changed: the next token of an answer that comes obeys."""
-        self.tuned.name.set_text(self.mixer.words() if self.mixer.rows else "")
+        self.answers.tuned.name.set_text(self.mixer.words() if self.mixer.rows else "")
         self.mix_button.setEnabled(self.mixer.mixable and bool(self.mixer.active()))
-        if self._operation is not None and self._asked:
-            self._operation.control.set_strengths(*self.mixer.strengths_of(self._asked))
+        if self.busy and self._asked:
+            self.answers.set_strengths(*self.mixer.strengths_of(self._asked))
 
     @Slot(str)
     def _ask_example(self, question: str) -> None:

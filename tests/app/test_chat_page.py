@@ -75,9 +75,9 @@ def test_both_columns_stream_and_hold_a_conversation(qtbot: QtBot, root: Path) -
     bench.ask(f"Hello {MARKUP}")
     assert page.busy and page.stop_button.isVisible() and not page.send_button.isVisible()
     bench.settle()
-    assert page.base.answers() == [f"base says {MARKUP}"]
-    assert page.tuned.answers() == [f"tuned says {MARKUP}"]
-    assert page.tuned.state_text() == "3 tokens · 0.5 s · 6 tok/s · differs from Base in 1 place"
+    assert page.answers.base.answers() == [f"base says {MARKUP}"]
+    assert page.answers.tuned.answers() == [f"tuned says {MARKUP}"]
+    assert page.answers.tuned.state_text() == "3 tokens · 0.5 s · 6 tok/s · differs from Base in 1 place"
     bench.ask("And now?")
     bench.settle()
     first, second = bench.generated()
@@ -117,12 +117,12 @@ def test_stop_keeps_what_was_said(qtbot: QtBot, root: Path) -> None:
 
     bench = Bench(qtbot, root, script)
     bench.ask("Tell me a story")
-    qtbot.waitUntil(lambda: bench.page.base.shown_text() == "Once", timeout=3000)
+    qtbot.waitUntil(lambda: bench.page.answers.base.shown_text() == "Once", timeout=3000)
     bench.page.stop_button.click()
     bench.settle()
-    assert bench.page.base.answers() == ["Once"] and "cut off" in bench.page.base.state_text()
-    assert bench.page.tuned.answers() == [] and bench.page.tuned.state_text() == "Stopped."
-    assert bench.page.tuned.conversation == []
+    assert bench.page.answers.base.answers() == ["Once"] and "cut off" in bench.page.answers.base.state_text()
+    assert bench.page.answers.tuned.answers() == [] and bench.page.answers.tuned.state_text() == "Stopped."
+    assert bench.page.answers.tuned.conversation == []
 
 
 def test_stop_while_the_model_is_loaded(qtbot: QtBot, root: Path) -> None:
@@ -136,10 +136,10 @@ def test_stop_while_the_model_is_loaded(qtbot: QtBot, root: Path) -> None:
 
     bench = Bench(qtbot, root, script)
     bench.ask("Hello")
-    qtbot.waitUntil(lambda: bench.page.base.state_text() == "Loading the model…", timeout=3000)
-    bench.page.stop()
+    qtbot.waitUntil(lambda: bench.page.answers.base.state_text() == "Loading the model…", timeout=3000)
+    bench.page.stop_button.click()
     bench.settle()
-    assert bench.page.base.state_text() == "Stopped." and bench.page.base.conversation == []
+    assert bench.page.answers.base.state_text() == "Stopped." and bench.page.answers.base.conversation == []
 
 
 def test_a_failure_stands_in_place_and_the_question_comes_back(qtbot: QtBot, root: Path) -> None:
@@ -154,9 +154,9 @@ def test_a_failure_stands_in_place_and_the_question_comes_back(qtbot: QtBot, roo
     bench.operations.failed.connect(told.append)
     bench.ask("Hello")
     bench.settle()
-    assert bench.page.tuned.state_text() == "The model <b>folder</b> is gone. Bring it back."
+    assert bench.page.answers.tuned.state_text() == "The model <b>folder</b> is gone. Bring it back."
     assert bench.page.input.toPlainText() == "Hello"
-    assert bench.page.base.conversation == [] and not told  # no dialog besides
+    assert bench.page.answers.base.conversation == [] and not told  # no dialog besides
 
 
 def test_without_a_run_the_base_answers_alone(qtbot: QtBot, tmp_path: Path) -> None:
@@ -165,14 +165,14 @@ def test_without_a_run_the_base_answers_alone(qtbot: QtBot, tmp_path: Path) -> N
     bench.ask("Hello")
     assert not bench.generated() and "base model" in page.message.text()
     page.set_base("starter")
-    assert page.no_adapter.isVisible() and not page.tuned.isVisible()
+    assert page.answers.no_adapter.isVisible() and not page.answers.tuned.isVisible()
     with qtbot.waitSignal(page.train_requested):
-        page.no_adapter.button.click()
+        page.answers.no_adapter.button.click()
     bench.ask("Hello")
     bench.settle()
     (job,) = bench.generated()
     assert job.uses == () and set(job.conversations) == {"base"} and job.model == "starter"
-    assert page.base.answers() == [f"base says {MARKUP}"]
+    assert page.answers.base.answers() == [f"base says {MARKUP}"]
 
 
 def test_another_checkpoint_begins_anew_with_the_question_ready(qtbot: QtBot, root: Path) -> None:
@@ -180,7 +180,7 @@ def test_another_checkpoint_begins_anew_with_the_question_ready(qtbot: QtBot, ro
     bench.ask("Hello")
     bench.settle()
     bench.page.picker.checkpoint_box.setCurrentIndex(1)
-    assert bench.page.tuned.conversation == [] and bench.page.input.toPlainText() == "Hello"
+    assert bench.page.answers.tuned.conversation == [] and bench.page.input.toPlainText() == "Hello"
     bench.page.send()
     bench.settle()
     assert bench.generated()[-1].uses[0].path == root / "first" / "checkpoints" / "step-000010"
@@ -192,7 +192,7 @@ def test_clear_and_choose_run(qtbot: QtBot, root: Path) -> None:
     bench.settle()
     bench.page.clear_button.click()
     bench.settle()
-    assert bench.page.base.empty.isVisible() and bench.page.base.conversation == []
+    assert bench.page.answers.base.empty.isVisible() and bench.page.answers.base.conversation == []
     second = make_run(root, "second")
     bench.page.choose_run(second.path)
     bench.settle()
@@ -252,9 +252,9 @@ def test_where_the_answers_differ_is_marked(qtbot: QtBot, root: Path) -> None:
     bench = Bench(qtbot, root, two_answers("\U0001f355 two plums, please", "\U0001f355 three plums, please!"))
     bench.ask("Hello")
     bench.settle()
-    base, tuned = bench.page.base.answered[1], bench.page.tuned.answered[1]
+    base, tuned = bench.page.answers.base.answered[1], bench.page.answers.tuned.answered[1]
     assert (base.marks, tuned.marks) == (["two"], ["three", "!"])
-    assert "differs from Base in 2 places" in bench.page.tuned.state_text()
+    assert "differs from Base in 2 places" in bench.page.answers.tuned.state_text()
     bench.page.marks.click()
     assert base.marks == tuned.marks == []
     bench.page.marks.click()
@@ -265,16 +265,16 @@ def test_quite_another_answer_is_not_full_of_marks(qtbot: QtBot, root: Path) -> 
     bench = Bench(qtbot, root, two_answers("Sure! Here is your order.", '{"size":"large"}'))
     bench.ask("Hello")
     bench.settle()
-    assert "quite another answer than Base" in bench.page.tuned.state_text()
-    assert bench.page.base.answered[1].marks == bench.page.tuned.answered[1].marks == []
+    assert "quite another answer than Base" in bench.page.answers.tuned.state_text()
+    assert bench.page.answers.base.answered[1].marks == bench.page.answers.tuned.answered[1].marks == []
 
 
 def test_equal_answers_are_called_so(qtbot: QtBot, root: Path) -> None:
     bench = Bench(qtbot, root, two_answers("the same", "the same"))
     bench.ask("Hello")
     bench.settle()
-    assert "the same as Base" in bench.page.tuned.state_text()
-    assert bench.page.base.answered[1].marks == bench.page.tuned.answered[1].marks == []
+    assert "the same as Base" in bench.page.answers.tuned.state_text()
+    assert bench.page.answers.base.answered[1].marks == bench.page.answers.tuned.answered[1].marks == []
 
 
 def test_a_conversation_with_the_base_survives_the_first_run(qtbot: QtBot, tmp_path: Path) -> None:
@@ -287,17 +287,17 @@ def test_a_conversation_with_the_base_survives_the_first_run(qtbot: QtBot, tmp_p
     bench.settle()
     make_run(root, "first")
     bench.page.refresh_runs()
-    assert bench.page.picker.run is None and len(bench.page.base.answers()) == 1
+    assert bench.page.picker.run is None and len(bench.page.answers.base.answers()) == 1
     bench.page.clear()
     bench.page.choose_run(root / "first")
-    assert bench.page.tuned.isVisible()
+    assert bench.page.answers.tuned.isVisible()
 
 
 def test_answers_are_copied(qtbot: QtBot, root: Path) -> None:
     bench = Bench(qtbot, root)
     bench.ask("Hello")
     bench.settle()
-    copy = next(one for one in bench.page.tuned.findChildren(QPushButton) if one.text() == "Copy")
+    copy = next(one for one in bench.page.answers.tuned.findChildren(QPushButton) if one.text() == "Copy")
     copy.click()
     assert QGuiApplication.clipboard().text() == f"tuned says {MARKUP}"
 
@@ -317,7 +317,7 @@ def test_adapters_are_added_weighed_and_taken_away(qtbot: QtBot, root: Path) -> 
     page.mixer.rows[0].slider.setValue(70)
     page.mixer.rows[1].box.setValue(-0.5)
     assert page.mixer.rows[0].box.value() == 0.7 and page.mixer.rows[1].slider.value() == -50
-    assert page.tuned.name.full_text.startswith("0.7 · first")
+    assert page.answers.tuned.name.full_text.startswith("0.7 · first")
     bench.ask("Hello")
     bench.settle()
     assert [use.strength for use in bench.generated()[-1].uses] == [0.7, -0.5]
@@ -348,7 +348,7 @@ def test_a_strength_reaches_the_answer_that_is_on_its_way(qtbot: QtBot, root: Pa
 
     bench = Bench(qtbot, root, script)
     bench.ask("Tell me")
-    qtbot.waitUntil(lambda: bench.page.tuned.shown_text() == "Once", timeout=3000)
+    qtbot.waitUntil(lambda: bench.page.answers.tuned.shown_text() == "Once", timeout=3000)
     bench.page.mixer.rows[0].slider.setValue(25)
     bench.settle()
     assert heard == [(0.25,)]

@@ -90,7 +90,7 @@ def test_train_compare_and_export_merged_with_a_green_receipt(qtbot: QtBot, wind
     qtbot.keyClick(chat.input, Qt.Key.Key_Return)
     qtbot.waitUntil(lambda: chat.busy, timeout=5_000)
     qtbot.waitUntil(lambda: not chat.busy, timeout=START_MS)
-    assert len(chat.base.answers()) == len(chat.tuned.answers()) == 1
+    assert len(chat.answers.base.answers()) == len(chat.answers.tuned.answers()) == 1
 
     window.export(run.path)
     wizard = window.dialog
