@@ -1,13 +1,12 @@
 """The window: side bar, bars, pages, and what connects them. Pages know nothing of each other."""
 
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from PySide6.QtCore import Qt, QTimer, Slot
 from PySide6.QtGui import QCloseEvent, QShowEvent
-from PySide6.QtWidgets import QApplication, QDialog, QFileDialog, QMainWindow, QStackedWidget, QWidget
+from PySide6.QtWidgets import QApplication, QDialog, QFileDialog, QMainWindow, QWidget
 
 from app import late_pages, theme
 from app.about_dialog import AboutDialog
@@ -22,6 +21,7 @@ from app.frame import make_frame
 from app.memory_probe import MemoryProbe
 from app.menus import Menus
 from app.operations import Operations
+from app.page_stack import PageStack
 from app.pages.data import DataPage
 from app.pages.method import MethodPage
 from app.pages.model import ModelPage
@@ -40,12 +40,6 @@ from core.start import going_on_from
 if TYPE_CHECKING:  # imported when they are first needed: they bring the plotting library
     from app.pages.chat import ChatPage
     from app.pages.train import TrainPage
-
-PREBUILD_MS = 400  # after the window is shown, between the pages that are built ahead
-
-
-class _FieldPage(Protocol):
-    def show_field(self, path: str) -> bool: ...
 
 
 class MainWindow(QMainWindow):
@@ -69,17 +63,16 @@ class MainWindow(QMainWindow):
         self.memory = MemoryProbe(self.draft, operations, self)
         self.session = RunSession(operations, self)
         self.dialog: QDialog | None = None  # the newest that is open
-        self._pages: dict[str, QWidget] = {}
-        self._makers: dict[str, Callable[[], QWidget]] = {
+        self.stack = PageStack({
             "model": lambda: ModelPage(self.draft, operations, self.memory),
             "data": lambda: DataPage(self.draft, operations),
             "method": lambda: MethodPage(self.draft, self.memory),
             "train": lambda: late_pages.make_train(self.session, self),
             "runs": lambda: late_pages.make_runs(self.session, self, lambda: self.settings.other_runs),
             "chat": lambda: late_pages.make_chat(operations, self.draft, self.session, self),
-        }
+        })
         self._closing = self._shown = False
-        self.sidebar, self.top, self.status, self.stack = Sidebar(), TopBar(), StatusLine(), QStackedWidget()
+        self.sidebar, self.top, self.status = Sidebar(), TopBar(), StatusLine()
         self.setCentralWidget(make_frame(self.sidebar, self.top, self.stack, self.status))
         self.setMinimumSize(960, 600)
         self.resize(1280, 800)
@@ -116,20 +109,17 @@ class MainWindow(QMainWindow):
         session.state_changed.connect(lambda _state: self.show_engines())
         session.failed.connect(self._run_failed)
         session.ended.connect(self._run_ended)
+        self.stack.built.connect(lambda _key: self._tell_train())
         self.operations.failed.connect(self.show_failure)
         self.operations.changed.connect(self.show_engines)
 
     def page(self, key: str) -> QWidget:
         """A page by its key, built now if it was not yet."""
-        if key not in self._pages:
-            self._pages[key] = self._makers[key]()
-            self.stack.addWidget(self._pages[key])
-            self._tell_train()
-        return self._pages[key]
+        return self.stack.page(key)
 
     def show_page(self, key: str) -> None:
         """Open a page."""
-        self.stack.setCurrentWidget(self.page(key))
+        self.stack.show_page(key)
         self.sidebar.mark(key)
 
     def showEvent(self, event: QShowEvent) -> None:  # noqa: N802
@@ -145,13 +135,7 @@ class MainWindow(QMainWindow):
         living = living_run()
         if living is not None and not self.session.active:
             self.session.attach(living)
-        QTimer.singleShot(PREBUILD_MS, self._build_next_page)
-
-    def _build_next_page(self) -> None:
-        missing = [key for key in self._makers if key not in self._pages]
-        if missing and not self._closing:
-            self.page(missing[0])
-            QTimer.singleShot(PREBUILD_MS, self._build_next_page)
+        self.stack.build_ahead()
 
     # --- what is chosen --------------------------------------------------------------------
 
@@ -237,7 +221,7 @@ class MainWindow(QMainWindow):
 
     @Slot(object)
     def _run_began(self, run_dir: Path) -> None:
-        already_built = "train" in self._pages
+        already_built = self.stack.is_built("train")
         self.status.begin()
         self.show_page("train")
         if not already_built:  # it was not there to hear of the beginning
@@ -265,7 +249,7 @@ class MainWindow(QMainWindow):
         if found:
             target = page_of(found[0])
             self.show_page(target)
-            cast(_FieldPage, self.page(target)).show_field(found[0].field)
+            self.stack.show_field(target, found[0].field)
         elif key:
             self.show_page(key)
 
@@ -278,12 +262,12 @@ class MainWindow(QMainWindow):
         """A run folder has another name now: what shows it must not act on the old one."""
         if before in self.settings.other_runs:
             self.settings.add_other_run(after)
-        if "train" in self._pages:
+        if self.stack.is_built("train"):
             self._train_page().run_moved(before, after)
 
     def run_deleted(self, run_dir: Path) -> None:
         """A run folder lies in the trash now."""
-        if "train" in self._pages:
+        if self.stack.is_built("train"):
             self._train_page().run_deleted(run_dir)
 
     def chat_with(self, run_dir: Path) -> None:
@@ -371,7 +355,7 @@ class MainWindow(QMainWindow):
         self._tell_train()
 
     def _tell_train(self) -> None:
-        if "train" in self._pages:
+        if self.stack.is_built("train"):
             self._train_page().set_ready(self.draft.ready, self.state_view.why_not())
 
     def _train_page(self) -> "TrainPage":
@@ -404,5 +388,6 @@ class MainWindow(QMainWindow):
             event.ignore()
             return
         self._closing = True
+        self.stack.stop_building()
         self.operations.close(keep_training=keep)
         event.accept()

@@ -27,6 +27,7 @@ from PySide6.QtWidgets import (
 )
 from pytestqt.qtbot import QtBot
 
+from app import page_stack
 from app import window as window_module
 from app.operations import Operations
 from app.pages.method import MethodPage
@@ -47,7 +48,7 @@ MakeWindow = Callable[..., MainWindow]
 @pytest.fixture
 def make_window(operations: Operations, themed: Theme, qtbot: QtBot, monkeypatch: pytest.MonkeyPatch
                 ) -> Iterator[MakeWindow]:
-    monkeypatch.setattr(window_module, "PREBUILD_MS", 10_000_000)
+    monkeypatch.setattr(page_stack, "PREBUILD_MS", 10_000_000)
     made: list[MainWindow] = []
 
     def make(config: RunConfig | None = None, name: str = "") -> MainWindow:
