@@ -28,6 +28,7 @@ CUDA_CONTEXT_BYTES = 750_000_000
 GAPS = 0.4
 GAPS_ON_CUDA = 0.10  # torch's own allocator there
 _FP32 = BYTES["fp32"]
+VOCABULARY_BLOCK = 768  # tokens of the vocabulary at once, behind a frozen output layer in fp32 on the CPU
 _LOGIT_BYTES = 2 * _FP32  # a logit, and its exponential while they are summed
 _UPDATE_TENSORS = 2  # of the size of a trained one, which AdamW makes on its way
 
@@ -102,7 +103,9 @@ def _output_bytes(config: RunConfig, card: ModelCard, targets: Sequence[ModuleIn
     of_head = card.vocabulary * card.hidden_size * size if learns else 0  # and once more when the backward scales it
     inner = card.intermediate_size or 4 * card.hidden_size
     of_layer = 4 * work.once.tokens * (inner + card.hidden_size) * size
-    return max(work.logits * _LOGIT_BYTES + of_head, 2 * of_head, of_layer)
+    in_one_pass = not learns and not work.on_cuda and work.dtype == "fp32"
+    logits = work.once.tokens * min(VOCABULARY_BLOCK, card.vocabulary) if in_one_pass else work.logits
+    return max(logits * _LOGIT_BYTES + of_head, 2 * of_head, of_layer)
 
 
 def _largest_trained(config: RunConfig, card: ModelCard, targets: Sequence[ModuleInfo]) -> int:

@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from core.control import Control
 from core.lora.prefix import prefix_length
 from core.training.decode import cache_argument
+from core.training.head import quick_head
 from core.training.slots import Slots, slotted_attention
 
 CPU_ROWS = 64  # a step of the starter reads its weights once for all of them, and takes a fraction of a second
@@ -52,9 +53,10 @@ def answer_batch(model: PreTrainedModel, prompts: Sequence[Sequence[int]], stop_
     reason = why_not_in_slots(model, prompts, limit)
     if reason:
         _log.info("answers are computed in padded batches: %s", reason)
-        yield from _answer_padded(model, prompts, stop_ids, limit, control, rows)
+        with quick_head(model):
+            yield from _answer_padded(model, prompts, stop_ids, limit, control, rows)
         return
-    with slotted_attention(model):
+    with slotted_attention(model), quick_head(model):
         for capacity, chosen in _by_capacity([len(prompt) + limit for prompt in prompts]):
             fitting = max(1, _CACHE_BYTES // (capacity * _token_bytes(model)))
             slots = Slots(min(rows, fitting, len(chosen)), capacity, model.device)

@@ -1,9 +1,10 @@
 """Cross-entropy where there is a label, without ever holding all logits at once.
 
 Each chunk's logits are turned into the gradients of the hidden states, and of the head where it is
-trained, while they are there, and are then gone.
+trained, while they are there, and are then gone. A frozen head on the CPU needs no chunks: `one_pass_loss`.
 """
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -13,13 +14,20 @@ from transformers import PreTrainedModel
 
 from core.data.batching import Batch
 from core.estimate import CHUNK_LOGITS
+from core.training import one_pass_loss
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor,
                 softcap: float | None) -> Tensor:
-        rows = max(1, CHUNK_LOGITS // weight.shape[0])
+        if one_pass_loss.fits(hidden, weight) and not any(ctx.needs_input_grad[1:3]):
+            total, grad = one_pass_loss.one_pass_cross_entropy(hidden, weight, bias, labels, softcap,
+                                                               ctx.needs_input_grad[0])
+            ctx.save_for_backward(grad, None, None)
+            return total
+        chunks = math.ceil(len(labels) / max(1, CHUNK_LOGITS // weight.shape[0]))
+        rows = math.ceil(len(labels) / max(1, chunks)) or 1  # alike: a small rest is a slow product
         total = hidden.new_zeros((), dtype=torch.float32)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
