@@ -40,10 +40,7 @@ def duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{hours / 24:.0f} days"
+    return hours(minutes) if minutes < 48 * 60 else f"{minutes // 60 / 24:.0f} days"
 
 
 def time_left(seconds: float) -> str:
@@ -57,8 +54,13 @@ def time_left(seconds: float) -> str:
     minutes = round(seconds / 60)
     if minutes < 60:
         return f"{minutes} min"
-    hours, minutes = divmod(round(minutes / 5) * 5, 60)
-    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return hours(round(minutes / 5) * 5)
+
+
+def hours(minutes: int) -> str:
+    """From an hour on: 1 h, 1 h 20 min."""
+    whole, rest = divmod(minutes, 60)
+    return f"{whole} h {rest} min" if rest else f"{whole} h"
 
 
 def percent(share: float) -> str:

@@ -53,15 +53,9 @@ def answer_batch(model: PreTrainedModel, prompts: Sequence[Sequence[int]], stop_
     reason = why_not_in_slots(model, prompts, limit)
     if reason:
         _log.info("answers are computed in padded batches: %s", reason)
-        with quick_head(model):
-            yield from _answer_padded(model, prompts, stop_ids, limit, control, rows)
-        return
-    with slotted_attention(model), quick_head(model):
-        for capacity, chosen in _by_capacity([len(prompt) + limit for prompt in prompts]):
-            fitting = max(1, _CACHE_BYTES // (capacity * _token_bytes(model)))
-            slots = Slots(min(rows, fitting, len(chosen)), capacity, model.device)
-            waiting = [(place, list(prompts[place])) for place in chosen]
-            yield from _answer_in_slots(model, slots, waiting, stop_ids, limit, control)
+    with quick_head(model):
+        answers = _answer_padded if reason else _answer_by_capacity
+        yield from answers(model, prompts, stop_ids, limit, control, rows)
 
 
 @torch.inference_mode()
@@ -104,6 +98,17 @@ def _by_capacity(lengths: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
 
     for size, rows in groupby(sorted(range(len(lengths)), key=lambda row: lengths[row]), key=capacity):
         yield size, list(rows)
+
+
+def _answer_by_capacity(model: PreTrainedModel, prompts: Sequence[Sequence[int]], stop_ids: frozenset[int], limit: int,
+                        control: Control, rows: int) -> Iterator[tuple[int, list[int]]]:
+    """Answer prompts of like length together, in slots of their size."""
+    with slotted_attention(model):
+        for capacity, chosen in _by_capacity([len(prompt) + limit for prompt in prompts]):
+            fitting = max(1, _CACHE_BYTES // (capacity * _token_bytes(model)))
+            slots = Slots(min(rows, fitting, len(chosen)), capacity, model.device)
+            waiting = [(place, list(prompts[place])) for place in chosen]
+            yield from _answer_in_slots(model, slots, waiting, stop_ids, limit, control)
 
 
 @torch.inference_mode()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from core.memory import VOCABULARY_BLOCK
+from core.training.one_pass_loss import fits
 
 _FEW_STATES = 16
 
@@ -30,7 +31,7 @@ def head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (n, V).
     """
-    if hidden.device.type != "cpu" or hidden.dtype != torch.float32 or weight.dtype != torch.float32:
+    if not fits(hidden, weight):
         return F.linear(hidden, weight, bias)
     if len(hidden) <= _FEW_STATES:
         logits = torch.mm(weight, hidden.T).T.contiguous()
@@ -46,7 +47,7 @@ def quick_head(model: PreTrainedModel) -> Iterator[None]:
     """Inside, `model` computes its logits so, where its output layer is a plain one and no gradient is
     asked for."""
     head = model.get_output_embeddings()
-    if type(head) is not nn.Linear:  # an adapted one computes more
+    if type(head) is not nn.Linear or "forward" in vars(head):  # an adapted one computes more
         yield
         return
 
