@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Literal, Protocol, Self, TypeVar
 
-from PySide6.QtCore import QObject, Signal, Slot
+from PySide6.QtCore import QCoreApplication, QObject, Signal, Slot
 from shiboken6 import isValid
 
 from app.engine_thread import EngineThread
@@ -67,9 +67,10 @@ class Operation(QObject):
     cancelled = Signal()
     ended = Signal()
 
-    def __init__(self, stream: Callable[[Control], Iterator[Event]], line: "_Line", label: str,
-                 parent: QObject) -> None:
-        super().__init__(parent)
+    def __init__(self, stream: Callable[[Control], Iterator[Event]], line: "_Line", label: str) -> None:
+        # A child of the application, not of Operations: its slots may hold the last reference to a page, and with it
+        # to Operations. An operation that deletes its own parent while it is deleted would be deleted twice.
+        super().__init__(QCoreApplication.instance())
         self.control = Control()
         self.label = label
         self._stream = stream
@@ -118,7 +119,7 @@ class Operation(QObject):
 
     def begin(self) -> None:
         """Called by the line when it is this operation's turn."""
-        thread = EngineThread(lambda: self._stream(self.control), self)
+        thread = EngineThread(partial(self._stream, self.control), self)
         thread.happened.connect(self._receive)
         thread.finished.connect(self._thread_finished)
         self._thread = thread
@@ -227,13 +228,11 @@ class Operations(QObject):
             job: the request.
             latest: a name; an earlier operation of the same name that is not done is discarded.
         """
-        return self._operation("work", lambda control: self._clients["work"].run(job, control),
-                               type(job).__name__, latest)
+        return self._operation("work", partial(self._clients["work"].run, job), type(job).__name__, latest)
 
     def train(self, job: Job) -> Operation:
         """A Train or Resume job for the training engine; call `.start()` on what is returned."""
-        return self._operation("train", lambda control: self._clients["train"].run(job, control),
-                               type(job).__name__, "")
+        return self._operation("train", partial(self._clients["train"].run, job), type(job).__name__, "")
 
     def follow(self, stream: Callable[[Control], Iterator[Event]], label: str = "attach") -> Operation:
         """Follow a run that another engine trains: `follow(lambda control: attach(run, control))`."""
@@ -254,18 +253,18 @@ class Operations(QObject):
 
     def _operation(self, role: Role, stream: Callable[[Control], Iterator[Event]], label: str,
                    latest: str) -> Operation:
-        operation = Operation(stream, self._lines[role], label, self)
+        operation = Operation(stream, self._lines[role], label)
         if latest:
             earlier = self._latest.get(latest)
             if earlier is not None:
                 earlier.discard()
             self._latest[latest] = operation
-            operation.ended.connect(lambda: self._forget(latest, operation))
+            operation.ended.connect(self._forget)
         return operation
 
-    def _forget(self, latest: str, operation: Operation) -> None:
-        if self._latest.get(latest) is operation:
-            del self._latest[latest]
+    @Slot()
+    def _forget(self) -> None:
+        self._latest = {name: operation for name, operation in self._latest.items() if operation is not self.sender()}
 
     def close(self, *, keep_training: bool) -> None:
         """Let go of both engines; blocks until their threads have ended. Short jobs are cancelled.

@@ -121,3 +121,12 @@ def test_an_answer_for_a_closed_dialog_is_dropped(operations: Operations, engine
     with qtbot.waitSignal(operation.finished), qtbot.captureExceptions() as errors:
         operation.start()
     assert len(seen) == 1 and errors == []
+
+
+def test_an_operation_is_not_deleted_with_what_its_slots_keep_alive(engines: tuple[FakeClient, FakeClient]) -> None:
+    """Else it would delete its own parent, and that itself a second time: a crash."""
+    operations = Operations(*engines)
+    operation = operations.work(jobs.ListModels())
+    shiboken6.delete(operations)
+    assert shiboken6.isValid(operation)
+    operation.deleteLater()
