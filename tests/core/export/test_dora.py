@@ -38,7 +38,7 @@ def test_equals_the_merge_of_peft(family: str, bases: Callable[[str], Path], tmp
 
 
 @pytest.mark.parametrize("family", some_quick(["llama", "gpt2"], ["llama"]))
-@pytest.mark.parametrize("dtype", ["base", "bf16"])
+@pytest.mark.parametrize("dtype", some_quick(["base", "bf16"], ["bf16"]))
 @pytest.mark.parametrize("whole", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_the_receipt_is_green(family: str, dtype: str, whole: bool, bases: Callable[[str], Path],
                               tmp_path: Path) -> None:

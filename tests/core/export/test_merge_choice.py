@@ -129,7 +129,7 @@ def full_run(tmp_path: Path, bases: Callable[[str], Path]) -> RunFolder:
 
 
 @pytest.mark.parametrize("checkpoint", some_quick(["", "step-000002"], [""]))
-@pytest.mark.parametrize("dtype", ["base", "bf16"])
+@pytest.mark.parametrize("dtype", some_quick(["base", "bf16"], ["bf16"]))
 def test_a_fine_tuned_model_is_exported_whole(tmp_path: Path, full_run: RunFolder, checkpoint: str, dtype: Any) -> None:
     _, receipt, _ = run_export(Export(full_run.path, "merged", tmp_path / "out", checkpoint, dtype))
     assert receipt is not None and receipt.passed

@@ -40,8 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any], bool]] = {  # family, fields, does t
 }
 
 
-QUICK = ("biases of the targets", "tied embedding", "tied embedding whole, kept tied", "untied embedding and head",
-         "gpt2 embeddings")
+QUICK = ("tied embedding whole, kept tied", "untied embedding and head", "gpt2 embeddings")
 
 
 def build(folder: Path, base: Path, fields: dict[str, Any]) -> tuple[RunFolder, torch.Tensor]:

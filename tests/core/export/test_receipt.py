@@ -42,7 +42,7 @@ def tamper(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tenso
     raise AssertionError(name)
 
 
-@pytest.mark.parametrize("dtype", some_quick(["base", "bf16", "fp16"], ["base", "bf16"]))
+@pytest.mark.parametrize("dtype", some_quick(["base", "bf16", "fp16"], ["bf16"]))
 @pytest.mark.parametrize("family", some_quick(["gpt2", "gemma3"], ["gemma3"]))
 def test_a_right_export_passes(family: str, dtype: str, bases: Callable[[str], Path], tmp_path: Path) -> None:
     made = build_run(tmp_path / "run", bases(family))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import build_tiny
+from tiny_models import build_tiny, some_quick
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -55,7 +55,7 @@ def installed(base: Path, adapter: LoraConfig | DoraConfig, material: Material):
 
 
 @pytest.mark.parametrize("kind", [LoraConfig, DoraConfig])
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("family", some_quick(["llama", "gpt2"], ["gpt2"]))
 @pytest.mark.parametrize("init", INITS)
 def test_at_the_start_the_model_is_its_base(init: str, family: str, kind: type[LoraConfig | DoraConfig],
                                             bases: Callable[[str], Path]) -> None:

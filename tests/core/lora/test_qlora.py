@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import build_tiny
+from tiny_models import build_tiny, some_quick
 from transformers import AutoModelForCausalLM
 
 from core.config import QLoraConfig
@@ -51,7 +51,7 @@ def _loss(model) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "phi3"])
+@pytest.mark.parametrize("family", some_quick(["llama", "gpt2", "phi3"], ["gpt2"]))  # see exactness for Llama
 @pytest.mark.parametrize(("kind", "double"), [("nf4", True), ("nf4", False), ("int8", False)])
 def test_logits_gradients_and_ten_steps_are_those_of_peft(base, tmp_path: Path, family: str, kind: str,
                                                           double: bool) -> None:

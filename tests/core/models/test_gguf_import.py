@@ -80,6 +80,7 @@ def test_stop_kills_the_child_and_leaves_nothing(gguf_file: Path) -> None:
     assert time.monotonic() - start < 60
 
 
+@pytest.mark.full  # as a stop does, which is tested always
 def test_closing_the_stream_leaves_nothing(gguf_file: Path) -> None:
     stream = gguf_import.import_gguf(ImportGguf(gguf_file), Control())
     for event in stream:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import build_tiny
+from tiny_models import build_tiny, some_quick
 
 from core.adapter_folder import WEIGHTS_NAME
 from core.config import RunConfig, parse_config
@@ -48,7 +48,7 @@ def _of(kind: type, events: list[Event]) -> list[Any]:
     return [event for event in events if isinstance(event, kind)]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", some_quick(CASES, ["query and value of NeoX", "Mixtral"]))
 def test_a_run_learns_and_goes_on_bit_for_bit(case: str, data: Path, tmp_path: Path) -> None:
     family, adapter = CASES[case]
     base = build_tiny(family, tmp_path / "base")
