@@ -11,10 +11,10 @@ from core.run_problems import Problem, planned_steps
 
 SECTIONS = {"model": ("model",), "data": ("data",), "method": ("adapter", "training")}
 JOB_WORDS = {
-    "ListModels": "looking for models", "PrepareStarter": "preparing the starter", "InspectModel": "reading the model",
-    "ImportGguf": "importing", "DownloadModel": "downloading", "ScanData": "measuring the data",
-    "PreviewRows": "reading rows", "ProbeMemory": "measuring a step", "Generate": "answering", "Export": "exporting",
-    "Unload": "freeing memory",
+    "ListModels": "Listing models", "PrepareStarter": "Preparing the starter", "InspectModel": "Reading the model",
+    "ImportGguf": "Importing", "DownloadModel": "Downloading", "ScanData": "Measuring the data",
+    "PreviewRows": "Reading rows", "ProbeMemory": "Measuring a step", "Generate": "Answering", "Export": "Exporting",
+    "Unload": "Freeing memory",
 }
 LONG_JOBS = ("ImportGguf", "DownloadModel", "Export", "ProbeMemory")  # the model and the data are looked at after these
 
@@ -50,7 +50,7 @@ class StateView:
             return ""
         current = self._operations.current("work")
         if current is not None and current.label in LONG_JOBS:
-            return f"Waiting: the engine is {JOB_WORDS[current.label]}, then it looks at the model and the data."
+            return f"Waiting: the engine is {JOB_WORDS[current.label].lower()}, then it looks at the model and the data."
         return "Looking at the model and the data…"
 
     def _show_hardware(self) -> None:
@@ -71,7 +71,7 @@ class StateView:
         elif states["work"] == "starting":
             engine.show_state("starting", "Engine starting…")
         elif current is not None:
-            engine.show_state("busy", f"Engine {JOB_WORDS.get(current.label, 'busy')}")
+            engine.show_state("busy", JOB_WORDS.get(current.label, "Engine busy"))
         else:
             engine.show_state("idle", "Engine ready")
 
