@@ -1,6 +1,8 @@
 """The whole RunConfig, its file, and the changes that `--set` makes to it."""
 
+import difflib
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +73,29 @@ def field_errors(error: ValidationError) -> list[tuple[str, str]]:
     for item in error.errors():
         # `adapter` and `target_modules` are unions; pydantic puts the branch's name into the location
         place = [str(part) for part in item["loc"]]
-        if place[0] == "adapter" and len(place) > 1 and place[1] in METHODS:
-            del place[1]
+        method = place.pop(1) if place[0] == "adapter" and len(place) > 1 and place[1] in METHODS else ""
         if item["type"] == "union_tag_invalid":
             place.append("method")
-        path = ".".join(place[:2])
-        found.setdefault(path, _plain_words(item))
+        text = _plain_words(item)
+        if item["type"] == "extra_forbidden":
+            text += _nearest(place[-1], _known_names(place, method))
+        found.setdefault(".".join(place[:2]), text)
     return list(found.items())
+
+
+def _known_names(place: list[str], method: str) -> Collection[str]:
+    """The names that there are where an unknown one stands."""
+    if len(place) == 1:
+        return RunConfig.model_fields
+    tables = {"model": ModelConfig, "data": DataConfig, "training": TrainingConfig, "prefix": PrefixConfig,
+              "bottleneck": BottleneckConfig, "adapter": METHODS.get(method, LoraConfig)}
+    return tables[place[0]].model_fields
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    """What was probably meant, as the end of a sentence; "" where nothing is near."""
+    found = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def _plain_words(item: Any) -> str:
@@ -126,9 +144,12 @@ def _split(override: str, sections: dict[str, Any]) -> tuple[str, str, Any]:
     """`adapter.rank=16` as ("adapter", "rank", 16)."""
     name, equals, text = override.partition("=")
     section, dot, field = name.strip().partition(".")
-    if not equals or not dot or section not in sections:
+    if not equals or not dot:
         raise ConfigError(f"--set {override}: this is not of the form section.name=value.",
                           "For example: --set adapter.rank=16")
+    if section not in sections:
+        raise ConfigError(f"--set {override}: there is no table {section}{_nearest(section, sections) or '.'}",
+                          f"There are {', '.join(sections)}.")
     return section, field, _toml_value(text.strip())
 
 

@@ -149,6 +149,11 @@ def _differences(a: RunConfig, b: RunConfig) -> list[str]:
 @pytest.mark.parametrize(("override", "words"), [
     ("training.device=gpu", "it must be auto, all, cpu, mps, or cuda:0 and so on"),
     ("adapter.alpha=nan", "it must be a finite number"),
+    ("adapter.rnk=3", r"adapter.rnk: this name is not known; did you mean rank\?"),
+    ("adapter.zebra=3", "adapter.zebra: this name is not known$"),
+    ("prefix.lenght=3", r"did you mean length\?"), ("bottleneck.sizes=3", r"did you mean size\?"),
+    ("trainin.epochs=1", r"there is no table trainin; did you mean training\?"),
+    ("zebra.epochs=1", r"there is no table zebra\.$"),
 ])
 def test_wrong_values_are_told_without_patterns(override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
