@@ -50,7 +50,8 @@ class StateView:
             return ""
         current = self._operations.current("work")
         if current is not None and current.label in LONG_JOBS:
-            return f"Waiting: the engine is {JOB_WORDS[current.label].lower()}, then it looks at the model and the data."
+            work = JOB_WORDS[current.label].lower()
+            return f"Waiting: the engine is {work}, then it looks at the model and the data."
         return "Looking at the model and the data…"
 
     def _show_hardware(self) -> None:

@@ -135,11 +135,16 @@ class Card(QFrame):
 
 
 class EmptyState(QWidget):
-    """What to do where there is nothing yet: one sentence and at most one button."""
+    """What to do where there is nothing yet: one sentence and a button; a second one only as a link below it.
+
+    Signals: `pressed()` of the button, `link_pressed()` of the link.
+    """
 
     pressed = Signal()
+    link_pressed = Signal()
 
-    def __init__(self, sentence: str, button_text: str = "", *, icon: str = "", primary: bool = False) -> None:
+    def __init__(self, sentence: str, button_text: str = "", *, icon: str = "", primary: bool = False,
+                 link: str = "", link_tip: str = "") -> None:
         super().__init__()
         self.sentence = label(sentence, "help", wrap=True)
         self.sentence.setAlignment(Qt.AlignmentFlag.AlignCenter)
@@ -156,6 +161,9 @@ class EmptyState(QWidget):
         self.button = button(button_text, self.pressed.emit, role="primary" if primary else "")
         self.button.setVisible(bool(button_text))
         layout.addWidget(self.button, 0, Qt.AlignmentFlag.AlignHCenter)
+        self.link = button(link, self.link_pressed.emit, role="link", tip=link_tip)
+        self.link.setVisible(bool(link))
+        layout.addWidget(self.link, 0, Qt.AlignmentFlag.AlignHCenter)
         layout.addStretch(1)
 
 

@@ -34,6 +34,7 @@ from core.runs.history import RunSummary, list_runs, rename_run, require_idle
 
 REFRESH_MILLISECONDS = 3000
 NO_RUNS = "There are no runs yet. Each training run is kept here with its settings and curves."
+ELSEWHERE_TIP = "A run that lies elsewhere, or an adapter made elsewhere; the folder can be dropped here too"
 
 
 class RunsPage(QWidget):
@@ -66,7 +67,7 @@ class RunsPage(QWidget):
         self.overlay = RunOverlay()
         self.difference = DifferencePanel()
         self.message = label("", "help")
-        self.empty = EmptyState(NO_RUNS, "Go to Train", icon="stack")
+        self.empty = EmptyState(NO_RUNS, "Go to Train", icon="stack", link="Open folder…", link_tip=ELSEWHERE_TIP)
         self._actions: dict[str, QPushButton] = {}
         self._build()
         self._connect()
@@ -120,12 +121,12 @@ class RunsPage(QWidget):
             self._actions[key] = button(text, slot, icon=sign, role="danger" if key == "delete" else "")
         made = list(self._actions.values())
         self.elsewhere_button = button(
-            "Open folder…", lambda: self.elsewhere_requested.emit(None), icon="folder-open",
-            tip="A run that lies elsewhere, or an adapter made elsewhere; the folder can be dropped here too")
+            "Open folder…", lambda: self.elsewhere_requested.emit(None), icon="folder-open", tip=ELSEWHERE_TIP)
         return row(*made[:-1], None, self.elsewhere_button, made[-1], spacing=6)
 
     def _connect(self) -> None:
         self.empty.pressed.connect(self.start_requested)
+        self.empty.link_pressed.connect(lambda: self.elsewhere_requested.emit(None))
         self.model.ticked.connect(self._ticked)
         self.model.too_many.connect(lambda: self._say("No more than 12 runs can be compared at once."))
         self.model.rename_asked.connect(self._rename)

@@ -61,6 +61,9 @@ def test_empty_state(qtbot: QtBot, tmp_path: Path) -> None:
     qtbot.waitUntil(page.empty.isVisible, timeout=5000)
     with qtbot.waitSignal(page.start_requested):
         page.empty.button.click()
+    with qtbot.waitSignal(page.elsewhere_requested) as asked:
+        page.empty.link.click()
+    assert asked.args == [None]
 
 
 def test_ticked_runs_lie_over_each_other(page: RunsPage, root: Path, qtbot: QtBot) -> None:
