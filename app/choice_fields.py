@@ -138,7 +138,7 @@ class MappingEditor(FieldEditor):
         """Show a value without emitting `changed`."""
         if self._parsed() != value:
             self._text.blockSignals(True)
-            self._text.setPlainText("\n".join(f"{name} = {number:g}" for name, number in value.items()))
+            self._text.setPlainText("\n".join(f"{name} = {_digits(number)}" for name, number in value.items()))
             self._text.blockSignals(False)
 
     def value(self) -> dict[str, Any]:
@@ -166,6 +166,11 @@ class MappingEditor(FieldEditor):
             self.refused.emit(f"{parsed!r} is not of the form name = number.")
         else:
             self.changed.emit(parsed)
+
+
+def _digits(number: float) -> str:
+    """All digits, as what is shown is read back: 16, not 16.0, and 0.12345678 as it is."""
+    return f"{number:.0f}" if number == int(number) else repr(number)
 
 
 class PartsEditor(FieldEditor):

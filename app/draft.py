@@ -177,6 +177,9 @@ class Draft(QObject):
 
     def apply(self, config: RunConfig) -> None:
         """Set the config without an undo step; used by the steps themselves."""
+        # another method, or a table left out, has other fields: what was refused in one of the old can't be corrected
+        self._form_errors = {path: text for path, text in self._form_errors.items()
+                             if _table(config, path) is _table(self._config, path)}
         self._config = config
         self.config_changed.emit(config)
         if self._model_key() != self._inspected:
@@ -316,6 +319,11 @@ class Draft(QObject):
         if found != self._problems:
             self._problems = found
             self.problems_changed.emit(found)
+
+
+def _table(config: RunConfig, path: str) -> type:
+    """The kind of table in which a field lies; None's own where the table is left out."""
+    return type(getattr(config, path.partition(".")[0], None))
 
 
 def suggested_name(config: RunConfig) -> str:

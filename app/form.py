@@ -59,6 +59,7 @@ class Form(QWidget):
         super().__init__()
         self.model = model
         self.fields: dict[str, FormField] = {}
+        self._no_value: set[str] = set()  # fields in which stands what is no value at all
         shown, folded = [], []
         for name, info in model.model_fields.items():
             if name in without:
@@ -80,16 +81,25 @@ class Form(QWidget):
 
     def _add(self, path: str, info: FieldInfo) -> FormField:
         field = FormField(path, info)
-        field.editor.changed.connect(lambda value: self.changed.emit(path, value))
-        field.editor.refused.connect(lambda text: self.refused.emit(path, text))
+        field.editor.changed.connect(lambda value: self._changed(path, value))
+        field.editor.refused.connect(lambda text: self._refused(path, text))
         self.fields[path] = field
         return field
+
+    def _changed(self, path: str, value: object) -> None:
+        self._no_value.discard(path)
+        self.changed.emit(path, value)
+
+    def _refused(self, path: str, text: str) -> None:
+        self._no_value.add(path)
+        self.refused.emit(path, text)
 
     def set_values(self, section: BaseModel, refused: Collection[str] = ()) -> None:
         """Show the values of a section; what was refused stays as it was typed, with its problem."""
         for path, field in self.fields.items():
             value: Any = getattr(section, path.split(".")[1])
-            if path not in refused and field.editor.value() != value:
+            if path not in refused and (path in self._no_value or field.editor.value() != value):
+                self._no_value.discard(path)
                 field.editor.set_value(value)
 
     def set_problems(self, problems: Collection[Problem], advice: Collection[Problem] = ()) -> None:

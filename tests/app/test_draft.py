@@ -165,3 +165,20 @@ def test_large_data_is_measured_in_slices(
     assert [part.rows for part in parts] == [1, 2] and draft.scan is not None and draft.scan.rows == 3
     assert engines[1].kinds() == ["InspectModel", "ScanData", "PreviewRows", "ScanData", "ScanData"]
     assert len(begun) == 1
+
+
+def test_what_was_refused_in_a_field_that_is_gone_holds_nothing_up(operations: Operations) -> None:
+    draft = make_draft(operations)
+    alone = fields(draft)
+    assert not draft.set_value("adapter.target_modules", ())
+    draft.set_values({"adapter.method": "none", "prefix": {}})
+    assert fields(draft) == alone
+    draft.set_values({"adapter.method": "lora", "bottleneck": {}})
+    draft.set_error("adapter.rank_pattern", "'junk' is not of the form name = number.")
+    draft.set_error("bottleneck.last_layer", "This is not a number.")
+    draft.set_error("training.epochs", "This is not a number.")
+    draft.set_value("adapter.method", "adalora")  # has no ranks by name
+    draft.set_value("bottleneck", None)
+    assert draft.refused == {"training.epochs"}  # still there, and still shown
+    draft.set_value("training.epochs", 2.0)
+    assert fields(draft) == alone

@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 from pydantic import create_model
 from PySide6.QtCore import Qt
-from PySide6.QtWidgets import QLineEdit, QSpinBox
+from PySide6.QtWidgets import QLineEdit, QPlainTextEdit, QSpinBox
 from pytestqt.qtbot import QtBot
 
 from app.choice_fields import BoolEditor, PathsEditor
@@ -107,6 +107,28 @@ def test_an_optional_number_may_be_empty_and_refuses_words(qtbot: QtBot) -> None
         line.clear()
         qtbot.keyClicks(line, " ")
     assert caught.args == [None]
+
+
+def test_what_is_no_value_gives_way_once_it_is_forgotten(qtbot: QtBot) -> None:
+    form = Form("adapter", LoraConfig)
+    qtbot.addWidget(form)
+    text = form.fields["adapter.rank_pattern"].editor.findChild(QPlainTextEdit)
+    assert text is not None
+    text.setPlainText("junk")
+    form.set_values(LoraConfig(), {"adapter.rank_pattern"})
+    assert text.toPlainText() == "junk"
+    form.set_values(LoraConfig())  # undone, or left out and brought back
+    assert text.toPlainText() == ""
+
+
+def test_alphas_by_name_keep_all_their_digits(qtbot: QtBot) -> None:
+    editor = make_editor(LoraConfig.model_fields["alpha_pattern"])
+    qtbot.addWidget(editor)
+    text = editor.findChild(QPlainTextEdit)
+    alphas = {"q_proj": 0.123456789, "v_proj": 1234.5678, "up_proj": 16.0}
+    editor.set_value(alphas)
+    assert text is not None and text.toPlainText() == "q_proj = 0.123456789\nv_proj = 1234.5678\nup_proj = 16"
+    assert editor.value() == alphas
 
 
 def test_other_kinds_of_fields(qtbot: QtBot) -> None:
