@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from core.config import LowRankConfig, PatternedConfig
+from core.config import LoraConfig, LowRankConfig, PatternedConfig
 from core.config.section import Section
 from core.errors import AdapterError
 from core.patterns import end_match
@@ -160,10 +160,24 @@ def beside_problems(modules: Sequence[ModuleInfo], targets: Sequence[ModuleInfo]
     if len(set(adapter.new_tokens)) < len(adapter.new_tokens) or not all(map(str.strip, adapter.new_tokens)):
         yield ("adapter.new_tokens", "A new token is empty or named twice.", "Name each of them once.")
     taken = {module.name for module in targets} | {each.module for each in whole if each.parameter == "weight"}
-    for place in places:
+    # a head that shares the embedding has no rows of its own, but an update of it would lie below theirs, where
+    # no other program looks for it
+    tied = [module for module in targets if module.tied_to] if places else []
+    for place in [*places, *tied]:
         if place.name in taken:
             yield ("adapter.new_tokens", f"{place.name} is changed as a whole already, so the rows of new tokens can "
                    "not be trained alone.", "Leave it out of the target layers and of what is trained whole.")
-    if adapter.ensure_weight_tying and not any(module.tied_to for module in modules):
+    yield from _tying_problems(modules, targets, adapter)
+
+
+def _tying_problems(modules: Sequence[ModuleInfo], targets: Sequence[ModuleInfo],
+                    adapter: PatternedConfig) -> Iterator[Told]:
+    if not adapter.ensure_weight_tying:
+        return
+    if not any(module.tied_to for module in modules):
         yield ("adapter.ensure_weight_tying", "This model's output head does not share the embedding's weights.",
                "Switch it off.")
+    embedding = next((module for module in targets if module.is_input_embedding), None)
+    if embedding is not None and not isinstance(adapter, LoraConfig):
+        yield ("adapter.ensure_weight_tying", f"With it the head's update is that of {embedding.name}, an embedding, "
+               "which this method can not adapt.", "Switch it off, or choose the method LoRA.")

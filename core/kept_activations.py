@@ -103,13 +103,19 @@ def _norm_bytes(card: ModelCard, layer: Sequence[ModuleInfo], module: ModuleInfo
     return _FP32 * width + scales + (each * width if module.name in whole else 0)
 
 
+def _masked(once: Pass) -> bool:
+    """True where rows are padded: the shorter ones are kept from seeing what fills them up."""
+    return not once.packed and once.rows > 1
+
+
 def _attention_bytes(card: ModelCard, layer: Sequence[ModuleInfo], each: int, once: Pass) -> int:
     """Queries, keys, values, the result, and of every head the logarithm of its sum."""
     queries = _queries(card, layer)
-    # packed rows, and those under a mask, take keys and values as often as there are heads that look at them
-    keys = queries if once.packed or once.rows > 1 else _keys(card, layer)
+    capped = card.model_type in _CAPPED_SCORES
+    # under a mask, and where scores are made by hand, keys and values are there for every head that looks at them
+    keys = queries if _masked(once) or capped else _keys(card, layer)
     heads = max(card.attention_heads, 1)
-    scores = heads * once.longest * (2 * _FP32 + 1) if card.model_type in _CAPPED_SCORES else 0
+    scores = heads * once.longest * (2 * _FP32 + 1) if capped else 0
     return each * (2 * queries + 2 * keys) + _FP32 * heads + scores
 
 
@@ -147,7 +153,6 @@ def _prefix_and_mask_bytes(config: RunConfig, card: ModelCard, layers: Sequence[
                            once: Pass) -> int:
     """Of one layer: the keys and values of a prefix before every row, and the mask that attention then keeps."""
     prefix = config.prefix.length if config.prefix is not None else 0
-    masked = prefix > 0 or (not once.packed and once.rows > 1)
-    mask = once.rows * once.longest * (once.longest + prefix) * _FP32 if masked else 0
-    width = 2 * (_queries if once.packed else _keys)(card, layers[0]) if layers else 0
+    mask = once.rows * once.longest * (once.longest + prefix) * _FP32 if prefix or _masked(once) else 0
+    width = 2 * _keys(card, layers[0]) if layers else 0
     return mask + once.rows * prefix * width * each

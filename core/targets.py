@@ -40,6 +40,7 @@ def select_targets(modules: Sequence[ModuleInfo], adapter: TargetConfig) -> list
     if isinstance(adapter, FullConfig):
         return _select_whole(modules, adapter)
     able = [module for module in modules if module.type in (*ADAPTABLE, *NAMED_ONLY)]
+    _refuse_others(modules, able, adapter.target_modules)
     if not takes_experts(adapter):
         able = _without(able, ("Experts",), adapter.target_modules, "holds the weights of experts")
     if not isinstance(adapter, LoraConfig):
@@ -74,6 +75,20 @@ def tied_head(targets: Sequence[ModuleInfo], adapter: Section) -> ModuleInfo | N
     """The output head among the targets whose update is the embedding's, which is there too; None where there is none.
     """
     return next((module for module in targets if module.tied_to), None) if keeps_tied(adapter) else None
+
+
+def _refuse_others(modules: Sequence[ModuleInfo], able: Sequence[ModuleInfo], target: str | tuple[str, ...]) -> None:
+    """Raises AdapterError where a name means only what is in the model but is no layer that can be adapted."""
+    hint = "Choose other target layers; what is to be trained whole belongs into modules_to_save."
+    for name in target if isinstance(target, tuple) else ():
+        if name not in TARGET_PRESETS and not any(matches_suffix(module.name, name) for module in able) \
+                and any(_is_or_holds(name, module.name) for module in modules):
+            raise AdapterError(f"{name!r} is not a linear layer, so it can not be adapted.", hint)
+    if isinstance(target, str) and target not in TARGET_PRESETS \
+            and not any(whole_match(target, module.name) for module in able):
+        other = next((module.name for module in modules if whole_match(target, module.name)), "")
+        if other:
+            raise AdapterError(f"{other} is not a linear layer, so it can not be adapted.", hint)
 
 
 def _without(able: list[ModuleInfo], types: Sequence[str], target: str | tuple[str, ...],

@@ -40,18 +40,27 @@ def packed_segments(
     if not boundaries or kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
         raise NotImplementedError("this attention can not be computed in segments")
     prefix = _prefix_of(module, prefix_states)
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        prefix = tuple(states.repeat_interleave(groups, dim=1) for states in prefix)
+    lengths = [end - start for start, end in itertools.pairwise(boundaries)]
     outputs = []
-    for start, end in itertools.pairwise(boundaries):
-        part = slice(start, end)
-        q, k, v = query[:, :, part], key[:, :, part], value[:, :, part]
-        if prefix:
-            k, v = torch.cat([prefix[0], k], dim=2), torch.cat([prefix[1], v], dim=2)
-        outputs.append(attend(q, k, v, scaling, sliding_window, softcap))
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+    # split, not slices: the gradient of a slice is as large as the whole, and there is one for every row
+    for q, *own in zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True):
+        k, v = (torch.cat(both, dim=2) for both in zip(prefix, own, strict=True)) if prefix else own
+        outputs.append(attend_in_groups(q, k, v, scaling, sliding_window, softcap))
+    return torch.cat(outputs, dim=1), None
+
+
+def attend_in_groups(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None,
+                      softcap: float | None) -> Tensor:
+    """`attend` to fewer heads of k and v, each for several of q, without copies of them.
+
+    Shapes: q (1, heads, T, head_dim), k and v (1, key_value_heads, S, head_dim), found (1, T, heads, head_dim).
+    """
+    heads, shared = q.shape[1], k.shape[1]
+    if heads != shared:  # those that share are the heads, those that do not are the rows of a batch
+        q = q.reshape(shared, heads // shared, *q.shape[2:])
+        k, v = (states.transpose(0, 1).expand(-1, heads // shared, -1, -1) for states in (k, v))
+    found = attend(q, k, v, scaling, window, softcap)
+    return found.reshape(1, heads, *found.shape[2:]).transpose(1, 2)
 
 
 def _prefix_of(module: nn.Module, states: Sequence[tuple[Tensor, Tensor]] | None) -> tuple[Tensor, ...]:

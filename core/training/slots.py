@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from core.training.segments import attend, own_attention
+from core.training.segments import attend_in_groups, own_attention
 
 NAME = "slots"
 
@@ -83,12 +83,10 @@ class Slots:
             self._buffers[layer] = (self._empty(key), self._empty(value))
         keys, values = self._buffers[layer]
         outputs = [self._decode(query, key, value, keys, values, scaling, window)] if self._decoding else []
-        groups = query.shape[1] // key.shape[1]
         for slot, start, end in self._segments:
             q, k, v = (states[:, :, start:end] for states in (query, key, value))
             keys[slot, :, :end - start], values[slot, :, :end - start] = k[0], v[0]
-            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-            outputs.append(attend(q, k, v, scaling, window, None).transpose(1, 2))
+            outputs.append(attend_in_groups(q, k, v, scaling, window, None))
         return torch.cat(outputs, dim=1)
 
     def _decode(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor,

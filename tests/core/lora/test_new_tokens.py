@@ -133,7 +133,7 @@ def test_tokens_that_can_not_be_new_are_refused(tiny_model: Path) -> None:
     card = read_card(tiny_model)
     config = RunConfig(model=ModelConfig(path=str(tiny_model)), adapter=LoraConfig(**FIELDS))
     for changes, field in (({"modules_to_save": ("lm_head",)}, None), ({"target_modules": ("embed_tokens",)},
-                           "adapter.new_tokens"), ({"new_tokens": ("<a>", "<a>")}, "adapter.new_tokens")):
+                           "adapter.new_tokens"), ({"target_modules": ("q_proj", "lm_head")}, "adapter.new_tokens"), ({"new_tokens": ("<a>", "<a>")}, "adapter.new_tokens")):
         changed = config.model_copy(update={"adapter": LoraConfig(**{**FIELDS, **changes})})
         fields = [problem.field for problem in problems(changed, card) if problem.field.startswith("adapter.")]
         assert fields == ([field] if field else [])

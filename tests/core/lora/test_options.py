@@ -11,7 +11,7 @@ from tiny_models import build_tiny, some_quick
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from core.config import DoraConfig, LoraConfig, ModelConfig, RunConfig
+from core.config import DoraConfig, LoraConfig, ModelConfig, QLoraConfig, RunConfig
 from core.errors import AdapterError
 from core.estimate import estimate
 from core.lora.adaptation import Adaptation
@@ -230,7 +230,10 @@ def test_convolutions_as_in_peft(tmp_path: Path) -> None:
     ({"modules_to_save": ("nothing",)}, "modules_to_save", "is not in this model"),
     ({"modules_to_save": ("q_proj",)}, "modules_to_save", "both adapted and trained whole"),
     ({"bias": "all"}, "bias", "no biases"),
-    ({"target_modules": ("model.norm",)}, "target_modules", "matches no module"),
+    ({"target_modules": ("model.norm",)}, "target_modules", "'model.norm' is not a linear layer"),
+    ({"target_modules": ("q_proj", "mlp")}, "target_modules", "'mlp' is not a linear layer"),
+    ({"target_modules": r"model\.norm"}, "target_modules", "model.norm is not a linear layer"),
+    ({"target_modules": ("nothing_proj",)}, "target_modules", "matches no module"),
 ])
 def test_what_can_not_be_meant_is_told_at_its_field(
         fields: dict[str, Any], field: str, words: str, tiny_model: Path) -> None:
@@ -242,6 +245,18 @@ def test_what_can_not_be_meant_is_told_at_its_field(
     if field != "bias":
         with pytest.raises(AdapterError, match=words):
             install(tiny_model, {"target_modules": ("q_proj",)} | fields)
+
+
+@pytest.mark.parametrize("method", [DoraConfig, QLoraConfig])
+def test_keeping_a_head_tied_that_only_lora_can_is_told_at_its_field(
+        method: type[DoraConfig] | type[QLoraConfig], tiny_model: Path) -> None:
+    for fields, expected in (({"ensure_weight_tying": True}, ["adapter.ensure_weight_tying"]), ({}, [])):
+        adapter = method(target_modules=("q_proj", "lm_head"), **fields)
+        config = RunConfig(model=ModelConfig(path=str(tiny_model)), adapter=adapter)
+        found = [item for item in problems(config, read_card(tiny_model)) if item.field.startswith("adapter.")]
+        assert [item.field for item in found] == expected
+    plain = config.model_copy(update={"adapter": LoraConfig(target_modules=("lm_head",), ensure_weight_tying=True)})
+    assert not [item for item in problems(plain, read_card(tiny_model)) if item.field.startswith("adapter.")]
 
 
 def test_dora_on_an_embedding_is_refused(tiny_model: Path) -> None:
