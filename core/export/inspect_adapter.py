@@ -19,6 +19,7 @@ from core.export.shards import FLOATING, TensorReader, TensorRecord, read_checkp
 from core.jobs import InspectAdapter
 from core.lora.adapter_file import AdapterFile, read_adapter
 from core.lora.extra_files import extra_misfit
+from core.lora.fit import misfit as shapes_misfit
 from core.lora.peft_keys import LoraPair
 from core.lora.plain_form import beyond_low_rank, compatible_form
 from core.lora.products import delta_norm
@@ -197,21 +198,7 @@ def _match(adapter: AdapterFile, found: str) -> Any:
 
 def misfit(adapter: AdapterFile, card: ModelCard) -> str:
     """Why an adapter does not fit a model, naming the module; "" where it does."""
-    known = {module.name: module for module in card.modules}
-    for name, pair in adapter.pairs.items():
-        module = known.get(name)
-        if module is None:
-            return f"{name} does not exist there"
-        shape = (module.in_features, module.out_features)
-        wanted = (pair.lora_a.shape[1], pair.lora_b.shape[0])
-        if shape not in ((0, 0), wanted):
-            return f"{name} should take and give {wanted} but is {shape}"
-    misplaced = extra_misfit(adapter.extras, card.modules)
-    if misplaced:
-        return misplaced
-    homeless = [name for name in adapter.contents.parameters if name.rpartition(".")[0] not in known]
-    homeless += [name for name in adapter.contents.rows if name not in known]
-    return f"{homeless[0]} does not exist there" if homeless else ""
+    return shapes_misfit(adapter.contents, card.modules) or extra_misfit(adapter.extras, card.modules)
 
 
 def require_fit(adapter: AdapterFile, card: ModelCard) -> None:

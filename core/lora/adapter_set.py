@@ -176,16 +176,16 @@ class AdapterSet:
         setattr(self.model.get_submodule(parent), child, module)
 
     def _take_off(self) -> None:
-        for place, layer in self._layers.items():
-            self._put(place, layer.base)
         for extra in self._hanging():
             extra.take_out()
+        for place, layer in self._layers.items():
+            self._put(place, layer.base)
 
     def _put_on(self) -> None:
-        for extra in self._hanging():  # first, as it looks for the base's own modules
-            extra.hang()
         for place, layer in self._layers.items():
             self._put(place, layer)
+        for extra in self._hanging():  # last: its rows of single tokens stand before what others make of a layer
+            extra.hang()
 
     def _hanging(self) -> list[ModelExtra]:
         return [extra for name in self.strengths for extra in self._extras[name]]

@@ -1,12 +1,10 @@
 """Whole parameters and token rows from an adapter file, made ready for a model."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from core.errors import AdapterError
 from core.lora.extra import ModelExtra
 from core.lora.inject import module_table
 from core.lora.peft_keys import Contents, TokenRows
@@ -25,6 +23,8 @@ class BesideLayers(ModelExtra):
         self._wholes = (wholes,)  # in a tuple: they are parts of the model's own modules
         self._rows = rows
         self._hung = False
+        # looked for now: other adapters may stand in their places when this one hangs
+        self._head = next((info for info in module_table(model) if info.is_output_head), None)
         self.meant_for(model)
 
     def hang(self) -> None:
@@ -39,7 +39,7 @@ class BesideLayers(ModelExtra):
         self.enabled = True
 
     def _hang_rows(self, model: nn.Module) -> None:
-        head = next((info for info in module_table(model) if info.is_output_head), None)
+        head = self._head
         for name, rows in self._rows.items():
             base = model.get_submodule(name)
             if head is not None and name == head.name:
@@ -73,43 +73,21 @@ class BesideLayers(ModelExtra):
                 part.enabled = bool(value)
 
 
-def fitted_beside(contents: Contents, model: nn.Module, folder: Path) -> BesideLayers | None:
+def fitted_beside(contents: Contents, model: nn.Module) -> BesideLayers | None:
     """What is to `hang` on `model`, which is not changed yet; None where the adapter has nothing of the kind.
 
-    Raises:
-        AdapterError: a parameter or row that finds no place in the model.
+    Args:
+        contents: of an adapter that fits the model (see `core.lora.fit`).
+        model: the bare base.
     """
     table = {info.name: info for info in module_table(model)}
-    wholes: dict[str, WholeParameter] = {}
-    for name, value in contents.parameters.items():
-        _require_place(name, value, table, folder)
-        wholes[name] = WholeParameter(value, trained=False)
+    wholes = {name: WholeParameter(value, trained=False) for name, value in contents.parameters.items()}
     for name, value in contents.frozen.items():
-        _require_place(name, value, table, folder)
         if not _is_the_base(name, value, model):
             whole = WholeParameter(value, trained=False)
             for shared in _sharing(name, table):
                 wholes.setdefault(shared, whole)
-    for name, rows in contents.rows.items():
-        info = table.get(name)
-        if info is None or not (info.is_input_embedding or info.is_output_head) \
-                or rows.values.shape[1] != info.tensors[0][1][-1]:
-            raise AdapterError(f"The adapter in {folder} does not fit this model: it changes single rows of {name}, "
-                               "which the model does not have in this size.",
-                               "Choose the base model that the adapter was trained on.")
     return BesideLayers(model, wholes, contents.rows) if wholes or contents.rows else None
-
-
-def _require_place(name: str, value: Tensor, table: dict[str, ModuleInfo], folder: Path) -> None:
-    module, _, parameter = name.rpartition(".")
-    info = table.get(module)
-    shape = dict(info.tensors).get(parameter) if info is not None else None
-    grown = info is not None and shape is not None and (info.is_input_embedding or info.is_output_head) \
-        and tuple(value.shape[1:]) == shape[1:] and value.shape[0] > shape[0]
-    if shape is None or (tuple(value.shape) != shape and not grown):
-        has = f"is {shape}" if shape is not None else "does not exist"
-        raise AdapterError(f"The adapter in {folder} does not fit this model: {name} should be {tuple(value.shape)} "
-                           f"but {has}.", "Choose the base model that the adapter was trained on.")
 
 
 def _is_the_base(name: str, value: Tensor, model: nn.Module) -> bool:
@@ -124,9 +102,3 @@ def _sharing(name: str, table: dict[str, ModuleInfo]) -> list[str]:
     module, _, parameter = name.rpartition(".")
     root = table[module].tied_to or module
     return [f"{info.name}.{parameter}" for info in table.values() if root in (info.name, info.tied_to)]
-
-
-def grown_sizes(contents: Contents) -> dict[str, int]:
-    """Rows of the embeddings and heads that the adapter makes larger or gives anew, by module."""
-    return {name.rpartition(".")[0]: value.shape[0] for name, value in (contents.frozen | contents.parameters).items()
-            if name.endswith(".weight")}

@@ -18,7 +18,7 @@ from core.lora.experts import ExpertsLayer, expert_matrices, expert_parameters, 
 from core.lora.extra import ModelExtra, extras_disabled, take_out_extras
 from core.lora.fused_qkv import fused_kind, layout_of, qkv_layout
 from core.lora.layers import LoraLayer, linear_shape
-from core.lora.more_layers import LoraEmbedding, TiedLoraHead, kind_for
+from core.lora.more_layers import LoraEmbedding, TiedLoraHead, kind_for, unadaptable
 from core.lora.token_rows import TokenEmbedding, TokenHead, take_out_rows, token_modules
 from core.lora.whole import frozen_value, own_tensors, take_out_whole, unwrapped, whole_parameters
 from core.records import ModuleInfo
@@ -100,7 +100,7 @@ def _describe(name: str, module: nn.Module, is_output_head: bool, listed: int = 
         kind, shape = "Conv1D", linear_shape(module)
     elif isinstance(module, nn.Embedding):
         kind, shape = "Embedding", (module.num_embeddings, module.embedding_dim)
-    elif isinstance(module, nn.Conv1d | nn.Conv2d):
+    elif isinstance(module, nn.Conv1d | nn.Conv2d) and not unadaptable(module):
         kind = "Conv1d" if isinstance(module, nn.Conv1d) else "Conv2d"
         shape = (module.weight[0].numel(), module.out_channels)
     else:

@@ -91,15 +91,13 @@ class LoraConvolution(LoraLayer):
     Shapes: lora_a (r, in, k, …), lora_b (out, r, 1, …).
 
     Raises:
-        TypeError: a convolution in groups, whose channels are apart.
+        TypeError: see `unadaptable`.
     """
 
     def __init__(self, base: Convolution, rank: int, alpha: float, dropout: float = 0.0,
                  generator: torch.Generator | None = None) -> None:
-        if base.groups != 1:
-            raise TypeError("a convolution in groups has no update of low rank over all channels")
-        if base.padding_mode != "zeros":
-            raise TypeError(f"the padding {base.padding_mode} of this convolution is not known")
+        if reason := unadaptable(base):
+            raise TypeError(reason)
         AdapterModule.__init__(self)
         self.base = base
         self.kernel = tuple(base.kernel_size)
@@ -132,6 +130,13 @@ class LoraConvolution(LoraLayer):
         """(alpha / rank) B A in the shape of the weight, (out, in, k, …), in fp32."""
         product = self.lora_b.float().flatten(1) @ self.lora_a.float().flatten(1)
         return (self.scale * product).reshape(self.weight.shape)
+
+
+def unadaptable(base: Convolution) -> str:
+    """Why a convolution can have no update; "" where it can."""
+    if base.groups != 1:
+        return "a convolution in groups has no update of low rank over all channels"
+    return "" if base.padding_mode == "zeros" else f"the padding {base.padding_mode} of this convolution is not known"
 
 
 def kind_for(base: nn.Module, kind: type[LoraLayer]) -> type[LoraLayer]:

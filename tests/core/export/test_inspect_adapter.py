@@ -15,6 +15,7 @@ from core.events import AdapterInspected, Result
 from core.export.inspect_adapter import inspect_adapter
 from core.jobs import InspectAdapter
 from core.lora.adapter_file import read_adapter
+from core.lora.attach import load_adapter
 from core.models.load import load_model
 from core.records import AdapterCard
 
@@ -67,6 +68,28 @@ def test_one_made_elsewhere_is_matched_by_its_shapes(library: Path, tmp_path: Pa
     named = inspected(made.run.adapter, "llama-a")
     assert named.base == "llama-a"
     assert all(module.share is not None for module in named.modules)
+
+
+def test_a_grown_vocabulary_finds_its_base_and_wrong_sizes_do_not(library: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = build_tiny("qwen3", library / "qwen")
+    reference = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    reference.resize_token_embeddings(387)
+    for name, fields in (("adapted", {"target_modules": ["embed_tokens", "q_proj"]}),
+                         ("whole", {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "norm"]})):
+        model = get_peft_model(reference, PeftConfig(r=2, task_type="CAUSAL_LM", **fields))
+        model.save_pretrained(tmp_path / name)
+        reference = model.unload()
+        assert [match.name for match in inspected(tmp_path / name).bases] == ["qwen"]
+        load_adapter(tmp_path / name, load_model(base, torch.device("cpu"), torch.float32))
+    path = tmp_path / "whole" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = next(name for name in tensors if name.endswith("model.norm.weight"))
+    save_file(tensors | {key: torch.ones(5)}, path)
+    assert inspected(tmp_path / "whole").bases == ()
 
 
 def test_the_named_base_must_fit(library: Path, tmp_path: Path) -> None:

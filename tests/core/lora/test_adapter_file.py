@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from core.config import LoraConfig
 from core.errors import AdapterError
+from core.lora import attach
 from core.lora.adapter_file import copy_adapter, read_adapter, save_adapter
 from core.lora.attach import load_adapter
-from core.lora.inject import inject, lora_layers
+from core.lora.inject import inject, lora_layers, wrap
 from core.models.load import load_model
 
 IDS = torch.arange(20, 60)[None]
@@ -112,7 +114,8 @@ def test_a_field_that_changes_the_meaning_is_refused_by_name(
         read_adapter(tmp_path / "a")
 
 
-def test_damage_is_named_and_nothing_is_half_loaded(tiny_model: Path, tmp_path: Path) -> None:
+def test_damage_is_named_and_nothing_is_half_loaded(tiny_model: Path, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     _ours(tiny_model, LoraConfig(rank=2), tmp_path / "a")
     weights = tmp_path / "a" / "adapter_model.safetensors"
     good = load_file(weights)
@@ -132,6 +135,20 @@ def test_damage_is_named_and_nothing_is_half_loaded(tiny_model: Path, tmp_path: 
         with pytest.raises(AdapterError, match=words):
             load_adapter(tmp_path / "a", model)
         assert not lora_layers(model)
+    save_file(good, weights)
+    model, names = _load(tiny_model), [name for name, _ in _load(tiny_model).named_modules()]
+    calls: list[Any] = []
+
+    def wrap_once(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) > 2:
+            raise AdapterError("no more")
+        return wrap(*args, **kwargs)
+
+    monkeypatch.setattr(attach, "wrap", wrap_once)
+    with pytest.raises(AdapterError, match="no more"):
+        load_adapter(tmp_path / "a", model)
+    assert [name for name, _ in model.named_modules()] == names
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(AdapterError, match="damaged"):
         read_adapter(tmp_path / "a")

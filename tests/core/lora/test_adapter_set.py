@@ -1,17 +1,20 @@
 """Several adapters on one base: weighted sums, switching, merging and taking back, refused adapters."""
 
+import json
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import build_tiny
 from transformers import PreTrainedModel
 
 from core.config import DoraConfig, LoraConfig
 from core.errors import AdapterError
-from core.lora.adapter_file import save_adapter
+from core.lora.adapter_file import read_adapter, save_adapter
 from core.lora.adapter_set import AdapterSet
+from core.lora.attach import load_adapter
 from core.lora.dora import DoraLayer
 from core.lora.inject import inject, lora_layers
 from core.lora.layers import LoraLayer
@@ -157,6 +160,51 @@ def test_an_adapter_of_another_model_leaves_the_set_as_it_was(base: Path, folder
         adapters.load("stranger", stranger)
     assert adapters.names == ["a"]
     assert torch.equal(logits(model), before)
+
+
+def make_rows(base: Path, folder: Path) -> Path:
+    """An adapter with rows of a known and of a new token beside an update, as peft writes them."""
+    make_adapter(base, folder, 4, LoraConfig(rank=2, target_modules=("q_proj",)))
+    path, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    bare = load(base).config
+    rows = torch.randn(2, bare.hidden_size, generator=torch.Generator().manual_seed(0))
+    names = ["model.embed_tokens"] if bare.tie_word_embeddings else ["model.embed_tokens", "lm_head"]
+    save_file(load_file(path) | {f"base_model.model.{name}.token_adapter.trainable_tokens_delta": rows + number
+                                 for number, name in enumerate(names)}, path)
+    indices = {"trainable_token_indices": {name: [7, 384] for name in names}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | indices))
+    return folder
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])  # tied, untied
+def test_rows_of_tokens_stand_before_another_adapter_of_the_same_layers(family: str, tmp_path: Path) -> None:
+    base = build_tiny(family, tmp_path / "base")
+    folders = {"rows": make_rows(base, tmp_path / "rows"), "ends": make_adapter(
+        base, tmp_path / "ends", 5, LoraConfig(rank=2, target_modules=("embed_tokens", "lm_head")))}
+    alone = load(base)
+    load_adapter(folders["rows"], alone)
+    model = load(base)
+    adapters = AdapterSet(model)
+    for name, folder in folders.items():
+        adapters.load(name, folder)
+    for strengths in ({"rows": 1.0}, {"rows": 1.0, "ends": 0.0}):
+        adapters.use(strengths)
+        assert torch.equal(logits(model), logits(alone))
+    if family == "qwen3":
+        alone = load(base)
+        pairs = read_adapter(folders["ends"]).pairs
+        alone.get_input_embeddings().weight.data += 0.5 * pairs["model.embed_tokens"].delta().T
+        alone.get_output_embeddings().weight.data += 0.5 * pairs["lm_head"].delta()
+        load_adapter(folders["rows"], alone)
+        adapters.use({"ends": 0.5, "rows": 1.0})
+        assert logits(model).shape[-1] == 385
+        torch.testing.assert_close(logits(model), logits(alone), rtol=0, atol=1e-4)
+    with adapters.disabled():
+        assert torch.equal(logits(model), logits(load(base)))
+    adapters.use({"ends": 1.0})
+    assert logits(model).shape[-1] == 384
+    adapters.close()
+    assert torch.equal(logits(model), logits(load(base)))
 
 
 @pytest.mark.starter

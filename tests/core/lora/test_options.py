@@ -222,6 +222,20 @@ def test_convolutions_as_in_peft(tmp_path: Path) -> None:
         torch.testing.assert_close(layer.weight + layer.delta(), merged[f"{name}.weight"], rtol=0, atol=1e-6)
 
 
+def test_a_convolution_in_groups_or_with_another_padding_is_refused_whole(tmp_path: Path) -> None:
+    model = Pictures()
+    inject(model, LoraConfig(rank=2, target_modules=("long", "out")), seed=0)
+    save_adapter(tmp_path / "a", model, LoraConfig(rank=2, target_modules=("long", "out")), "")
+    for fields in ({"padding_mode": "circular"}, {"groups": 2}):
+        other = Pictures()
+        other.long = nn.Conv1d(8 * fields.get("groups", 1), 6, 3, padding=2, **fields)
+        with pytest.raises(AdapterError, match="'long' is not a linear layer"):
+            inject(other, LoraConfig(rank=2, target_modules=("out", "long")), seed=0)
+        with pytest.raises(AdapterError, match="long is there of a kind that can not be adapted"):
+            load_adapter(tmp_path / "a", other)
+        assert not lora_layers(other)
+
+
 @pytest.mark.parametrize(("fields", "field", "words"), [
     ({"rank_pattern": {"nothing_proj": 2}}, "rank_pattern", "matches none"),
     ({"alpha_pattern": {r"(?:(.)|(?P<b>.)(?P=b)?)*[A-Z]": 2.0}}, "alpha_pattern", "takes too long"),
