@@ -9,7 +9,7 @@ from app.draft import Draft
 from app.operations import Operation, Operations
 from core.config import RunConfig
 from core.errors import AdapterError
-from core.estimate import Estimate, estimate, measured
+from core.estimate import Estimate, estimate, measured, on_device
 from core.events import Failed, MemoryMeasured, Progress
 from core.jobs import ProbeMemory
 
@@ -92,7 +92,7 @@ class MemoryProbe(QObject):
     def _plain(self) -> Estimate | None:
         """As estimated; kept, as several places show it."""
         draft = self._draft
-        config = self._on_device()
+        config = on_device(draft.config, list(draft.devices))
         asked = (config, draft.card, draft.scan)
         if asked != self._asked:
             self._asked, self._found = asked, None
@@ -103,13 +103,8 @@ class MemoryProbe(QObject):
     @property
     def memory_bytes(self) -> int:
         """Of the device on which the run would be computed."""
-        return self._draft.devices.get(self._on_device().training.device, machine.memory_bytes())
-
-    def _on_device(self) -> RunConfig:
-        """The run with the device that it would take: a GPU holds the base in another type, and has its own memory."""
-        config, best = self._draft.config, next(iter(self._draft.devices), "")
-        named = {"auto": best, "all": best, "cuda": "cuda:0"}.get(config.training.device, config.training.device)
-        return config.model_copy(update={"training": config.training.model_copy(update={"device": named or "auto"})})
+        draft = self._draft
+        return draft.devices.get(on_device(draft.config, list(draft.devices)).training.device, machine.memory_bytes())
 
     def _run(self) -> tuple[object, ...]:
         return (self._draft.config, self._draft.scan)

@@ -15,6 +15,7 @@ from core.paths import RESOURCES, models_root
 
 RUN_FILE, TASK_FILE, JOB_FILE = "run.toml", "task.yaml", "job.sbatch"
 _GPU_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
+_CPUS_FOR_A_GPU = 4  # one computes, the others read and tokenise
 _TEMPLATES = RESOURCES / "cluster"
 
 
@@ -70,8 +71,9 @@ def _words(config: RunConfig, name: str, machines: Machines, out: Path) -> dict[
     """What stands in the templates. A string of JSON is one of YAML, too."""
     mounts = [f"  {json.dumps(path)}: {json.dumps(path)}" for path in _named_paths(config)]
     return {"NAME": name, "RUN": f"runs/{name}", "NODES": str(machines.nodes), "GPUS": str(machines.gpus),
-            "GPU": machines.gpu, "FOLDER": json.dumps(str(out)), "SHELL_FOLDER": shlex.quote(str(out)),
-            "MOUNTS": "\n".join([*mounts, *_source_mount()]) or "  {}", "INSTALL": _install()}
+            "CPUS": str(_CPUS_FOR_A_GPU * machines.gpus), "GPU": machines.gpu, "FOLDER": json.dumps(str(out)),
+            "SHELL_FOLDER": shlex.quote(str(out)), "MOUNTS": "\n".join([*mounts, *_source_mount()]) or "  {}",
+            "INSTALL": _install()}
 
 
 def _named_paths(config: RunConfig) -> list[str]:

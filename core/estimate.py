@@ -3,6 +3,7 @@
 Plain Python without torch, quick enough to be called at every key stroke of the form.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from core.adalora_checks import method_words
@@ -75,6 +76,16 @@ def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None
         assumptions=(dtype_words, f"At most {once.tokens:,} tokens are computed at once.",
                      "The output layer is computed in pieces.", *method_words(targets, config.adapter)),
     )
+
+
+def on_device(config: RunConfig, devices: Sequence[str]) -> RunConfig:
+    """The run with the device that it would take of `devices`, the best first, for `auto` and `all`.
+
+    A GPU holds the base in another type, takes longer packs, and has its own memory.
+    """
+    best = next(iter(devices), "auto")
+    device = {"auto": best, "all": best, "cuda": "cuda:0"}.get(config.training.device, config.training.device)
+    return config.model_copy(update={"training": config.training.model_copy(update={"device": device})})
 
 
 def measured(found: Estimate, difference: int) -> Estimate:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -145,7 +146,7 @@ def estimate(options: argparse.Namespace, control: Control) -> Iterator[Event]:
         card = read_shape_card(Path(config.model.path))
     else:
         card = yield from model_card(config.model.path, control)
-    found = estimates.estimate(config, card)
+    found = estimates.estimate(estimates.on_device(config, _devices()), card)
     probed = {}
     if options.probe:
         peak = yield from _measured_peak(config, control)
@@ -175,6 +176,18 @@ def _measured_peak(config: RunConfig, control: Control) -> Generator[Event, None
         else:
             yield event
     return peak
+
+
+def _devices() -> list[str]:
+    """Names of the devices that count for an estimate, the best first.
+
+    torch knows them but takes seconds to import: it is asked only where a GPU's driver has left its tool.
+    """
+    if not any(shutil.which(tool) for tool in ("nvidia-smi", "rocm-smi", "amd-smi")):
+        return ["cpu"]
+    from core.models.device import available_devices  # noqa: PLC0415 - needs torch
+
+    return available_devices()
 
 
 def _is_shape_only(path: Path) -> bool:

@@ -4,6 +4,7 @@ import gc
 import importlib
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 
 from core import jobs
@@ -48,6 +49,8 @@ class JobRunner:
         generator = find_generator(type(job))
         if "warm" in inspect.signature(generator).parameters:
             return generator(job, control, warm=self._warm)
+        if isinstance(job, jobs.Train | jobs.Resume):
+            return _then_free(generator(job, control))
         return generator(job, control)
 
     def warm_up(self, role: str) -> None:
@@ -75,11 +78,26 @@ class JobRunner:
 
     def _unload(self) -> Iterator[Event]:
         self._warm.clear()
-        gc.collect()
-        torch = sys.modules.get("torch")  # nothing to free where it was never imported
-        if torch is not None and torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _free_memory()
         yield Result({})
+
+
+def _then_free(events: Iterator[Event]) -> Iterator[Event]:
+    """The same events, then what they leave on a GPU is given back: other processes, such as the chat's, need it."""
+    try:
+        yield from events
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the model
+        raise
+    finally:
+        _free_memory()
+
+
+def _free_memory() -> None:
+    gc.collect()
+    torch = sys.modules.get("torch")  # nothing to free where it was never imported
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def run_job(job: jobs.Job, control: Control) -> Iterator[Event]:

@@ -13,6 +13,7 @@ import torch
 from core import files
 from core.config import missing_device
 from core.errors import CoreError
+from core.memory import CUDA_CONTEXT_BYTES
 from core.paths import cache_root
 from core.words import memory
 
@@ -61,6 +62,14 @@ def available_devices() -> list[str]:
     if torch.backends.mps.is_available():
         found.append("mps")
     return [*found, "cpu"]
+
+
+def gpu_peak_bytes(device: torch.device) -> int:
+    """The most that this process has taken of a GPU with CUDA, as the estimate counts it and others feel it.
+
+    That is what torch keeps for itself, in use or not, and what CUDA needs before the first tensor.
+    """
+    return torch.cuda.max_memory_reserved(device) + CUDA_CONTEXT_BYTES
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:

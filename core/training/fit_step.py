@@ -22,7 +22,7 @@ from core.data.row_store import row_lengths
 from core.errors import CoreError
 from core.events import Event, Failed, MemoryMeasured, Progress
 from core.lora.method import train_mode
-from core.memory import CUDA_CONTEXT_BYTES
+from core.models.device import gpu_peak_bytes
 from core.peak_memory import peak_bytes
 from core.training import loop
 from core.training.optim import make_optimizer
@@ -73,9 +73,7 @@ def _with_longest_rows(setup: Setup) -> Setup:
 
 def _peak(device: torch.device) -> int:
     """Of the GPU where it computes there, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device) + CUDA_CONTEXT_BYTES
-    return peak_bytes()
+    return gpu_peak_bytes(device) if device.type == "cuda" else peak_bytes()
 
 
 def main() -> int:

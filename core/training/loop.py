@@ -32,6 +32,7 @@ from core.files import require_writable
 from core.jobs import Resume, Train
 from core.lora.method import train_mode
 from core.lora.start import start_from
+from core.models.device import gpu_peak_bytes
 from core.models.library import resolve
 from core.models.safety import check_model_folder
 from core.runs.folder import RunFolder, new_run_path
@@ -118,6 +119,8 @@ def _run(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks, chec
         yield Warned(f"A newer checkpoint was passed over: {problem}.", "Nothing was deleted.")
     torch.manual_seed(config.training.seed)
     setup = yield from prepare(config, control, ranks)
+    if setup.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(setup.device)  # that of an earlier run in this process is not this one's
     setup, frozen = yield from choose_frozen(setup, run.path)
     if ranks.place.first:
         run.write_config(setup.config)
@@ -249,7 +252,7 @@ def _one_step(setup: Setup, optimizer: torch.optim.Optimizer, step: int, total: 
         optimizer.step()
     return StepDone(step + 1, (step + 1) / steps_per_epoch(training, len(setup.train)), loss, rate, grad_norm,
                     tokens, supervised, time.perf_counter() - started, psutil.Process().memory_info().rss,
-                    torch.cuda.max_memory_allocated(setup.device) if setup.device.type == "cuda" else 0)
+                    gpu_peak_bytes(setup.device) if setup.device.type == "cuda" else 0)
 
 
 def _clip(optimizer: torch.optim.Optimizer, largest: float) -> float:

@@ -52,6 +52,7 @@ def test_the_slurm_script_runs_one_launcher_on_each_node(config: RunConfig, tmp_
     options = dict(line.removeprefix("#SBATCH --").split("=", 1) for line in text.splitlines()
                    if line.startswith("#SBATCH"))
     assert (options["nodes"], options["gpus-per-node"], options["ntasks-per-node"]) == ("3", "2", "1")
+    assert options["cpus-per-task"] == "8"  # else all processes of a node would share one core
     assert f"cd {shlex.quote(str(out))}" in text
     assert "--nproc-per-node 2 " in text
     assert "-m core train run.toml --run-dir runs/a" in text

@@ -8,7 +8,7 @@ from safetensors.numpy import save
 
 from core.config import RunConfig, parse_config
 from core.errors import AdapterError
-from core.estimate import Estimate, estimate, measured
+from core.estimate import Estimate, estimate, measured, on_device
 from core.events import DataScanned
 from core.records import ModelCard, ModuleInfo
 from core.run_problems import Problem, advice, planned_steps, problems
@@ -162,3 +162,11 @@ def test_a_measurement_corrects_the_overhead_first() -> None:
     less = measured(found, -(found.memory["overhead"] + 1000))
     assert less.memory["overhead"] == 0 and less.memory["activations"] == found.memory["activations"] - 1000
     assert len(less.assumptions) == len(found.assumptions) + 1
+
+
+@pytest.mark.parametrize(("named", "devices", "expected"), [
+    ("auto", ["cuda:0", "cpu"], "cuda:0"), ("all", ["cuda:0", "cuda:1", "cpu"], "cuda:0"), ("cuda", [], "cuda:0"),
+    ("auto", ["cpu"], "cpu"), ("auto", [], "auto"), ("cpu", ["cuda:0", "cpu"], "cpu"), ("cuda:1", ["cpu"], "cuda:1")])
+def test_the_device_that_a_run_takes(named: str, devices: list[str], expected: str) -> None:
+    config = parse_config({"training": {"device": named}})
+    assert on_device(config, devices).training.device == expected

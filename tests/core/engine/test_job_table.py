@@ -1,4 +1,6 @@
+import weakref
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -6,7 +8,7 @@ from core import jobs
 from core.control import Control
 from core.engine import job_table
 from core.engine.job_table import GENERATORS, JobRunner, find_generator, run_job
-from core.errors import EngineError
+from core.errors import CoreError, EngineError
 from core.events import Event, Result
 
 
@@ -35,3 +37,22 @@ def test_unload_empties_what_is_kept_warm(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_command_line_runs_a_job_without_an_engine() -> None:
     assert list(run_job(jobs.Unload(), Control())) == [Result({})]
+
+
+def test_a_training_that_failed_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is kept until it is told; the model must not stay on the GPU with it."""
+    class Model:
+        pass
+
+    held: list[weakref.ref[Model]] = []
+
+    def failing(job: jobs.Job, control: Control) -> Iterator[Event]:
+        model = Model()
+        held.append(weakref.ref(model))
+        yield Result({})
+        raise CoreError("no")
+
+    monkeypatch.setattr(job_table, "find_generator", lambda kind: failing)
+    with pytest.raises(CoreError) as caught:
+        list(JobRunner()(jobs.Resume(Path("run")), Control()))
+    assert caught.value.message == "no" and held[0]() is None
