@@ -135,6 +135,7 @@ class MemoryView(QWidget):
     def __init__(self, probe: MemoryProbe) -> None:
         super().__init__()
         self._probe = probe
+        self._low = False
         self.text = label("", "body", wrap=True)
         self.text.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Preferred)
         self.bar = PartsBar("Memory that training needs")
@@ -153,12 +154,18 @@ class MemoryView(QWidget):
         probe.changed.connect(self.refresh)
         self.refresh()
 
+    def set_low(self, low: bool) -> None:
+        """Whether the page has little height: what the colours mean then stands in the bar's tool tip alone."""
+        if low != self._low:
+            self._low = low
+            self.refresh()
+
     @Slot()
     def refresh(self) -> None:
         """Show the estimate as it is now."""
         probe, found = self._probe, self._probe.estimate()
-        for widget in (self.bar, self.legend):
-            widget.setVisible(found is not None)
+        self.bar.setVisible(found is not None)
+        self.legend.setVisible(found is not None and not self._low)
         self.text.setText(self._sentence(found))
         self.measure_button.setText("Cancel" if probe.busy else _MEASURE)
         self.measure_button.setAccessibleName(self.measure_button.text())
@@ -169,7 +176,7 @@ class MemoryView(QWidget):
         if found is not None:
             self.bar.show_parts(found.memory, probe.memory_bytes)
             self.legend.show_parts(found.memory)
-            self.bar.setToolTip(plain_tip("\n".join(found.assumptions)))
+            self.bar.setToolTip(plain_tip("\n".join((*part_words(found.memory), *found.assumptions))))
 
     def _sentence(self, found: Estimate | None) -> str:
         probe = self._probe

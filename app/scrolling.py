@@ -10,7 +10,8 @@ _AROUND = 4 * theme.GRID  # pixels that stay in sight around what is led to
 
 
 class _FittingArea(QScrollArea):
-    """As wide as its content and the scroll bar need, also when the content changes, and at least so many pixels."""
+    """As wide as its content and the scroll bar need, also when the content changes, and, where there is room, at
+    least so many pixels."""
 
     def __init__(self, least: int) -> None:
         super().__init__()
@@ -18,16 +19,16 @@ class _FittingArea(QScrollArea):
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802 -- Qt's name
         """The content's least width; any height, as that is scrolled."""
-        return QSize(self._width(), super().minimumSizeHint().height())
+        return QSize(self._needed(), super().minimumSizeHint().height())
 
     def sizeHint(self) -> QSize:  # noqa: N802
-        """The content's least width, and its height."""
-        return QSize(self._width(), super().sizeHint().height())
+        """The width that is asked for, and the content's height."""
+        return QSize(max(self._least, self._needed()), super().sizeHint().height())
 
-    def _width(self) -> int:
+    def _needed(self) -> int:
         content = self.widget()
         inside = content.minimumSizeHint().width() if content is not None else 0
-        return max(self._least, inside + self.verticalScrollBar().sizeHint().width())
+        return inside + self.verticalScrollBar().sizeHint().width()
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:  # noqa: N802
         """What the content needs has changed: so has what this needs."""
@@ -39,7 +40,7 @@ class _FittingArea(QScrollArea):
 def scrolled(content: QWidget, *, fitting: int = 0) -> QScrollArea:
     """`content` in a frameless area that scrolls up and down only.
 
-    With `fitting` it is as wide as the content needs, and at least so many pixels.
+    With `fitting` it is as wide as the content needs, and so many pixels where there is room.
     """
     area = _FittingArea(fitting) if fitting else QScrollArea()
     area.setWidgetResizable(True)

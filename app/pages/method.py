@@ -1,6 +1,7 @@
 """The Method page: the form of the adapter and the training, and the tree of target layers."""
 
 from PySide6.QtCore import Slot
+from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QHBoxLayout, QSizePolicy, QStackedLayout, QVBoxLayout, QWidget
 
 from app import theme
@@ -10,16 +11,19 @@ from app.memory_probe import MemoryProbe
 from app.memory_view import MemoryView
 from app.method_choice import FIELD, MethodChoice, OptionalTable, optional_tables
 from app.scrolling import scrolled
+from app.target_choice import TARGETS
 from app.target_tree import TargetTree
-from app.widgets import Card, ElidedLabel, EmptyState, ProblemLine
+from app.widgets import Card, EmptyState, ProblemLine, label
 from core import words
 from core.config import AdapterConfig, FullConfig, RunConfig, TargetConfig
 from core.estimate import Estimate
 from core.records import ModelCard
 from core.run_problems import advice
+from core.targets import keeps_tied
 
-TARGETS = "adapter.target_modules"
 FORM_WIDTH = 424  # pixels; room for all fields, so that unfolding does not widen it
+TARGETS_WIDTH = 314  # pixels at least; the form has its width then in the smallest window, too
+LOW = 540  # pixels of the page; in less the tree needs the height
 
 
 class MethodPage(QWidget):
@@ -40,9 +44,9 @@ class MethodPage(QWidget):
         for table in self.tables:
             table.switched.connect(draft.set_value)
         self.tree = TargetTree()
-        self.tree.chosen.connect(draft.set_values)
+        self.tree.chosen.connect(self._targets_chosen)
         self.target_problem = ProblemLine()
-        self.live = ElidedLabel("", "strong")
+        self.live = label("", "strong", wrap=True)
         self.memory = MemoryView(probe)
         self.empty = EmptyState("The tree shows the layers of the model as soon as one is chosen.",
                                 icon="tree-structure")
@@ -75,7 +79,7 @@ class MethodPage(QWidget):
             layout.addWidget(card)
         layout.addStretch(1)
         area = scrolled(content, fitting=FORM_WIDTH)
-        area.setSizePolicy(QSizePolicy.Policy.Fixed, QSizePolicy.Policy.Expanding)
+        area.setSizePolicy(QSizePolicy.Policy.Maximum, QSizePolicy.Policy.Expanding)
         return area
 
     def _make_adapter_form(self) -> Form:
@@ -100,6 +104,7 @@ class MethodPage(QWidget):
 
     def _build_targets(self) -> Card:
         card = Card("Target layers")
+        card.setMinimumWidth(TARGETS_WIDTH)
         inner = QWidget()
         self._stack = QStackedLayout(inner)
         self._stack.addWidget(self.empty)
@@ -110,10 +115,15 @@ class MethodPage(QWidget):
         card.body.addWidget(self.memory)
         return card
 
+    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802 -- Qt's name
+        """A low window keeps its height for the tree."""
+        super().resizeEvent(event)
+        self.memory.set_low(self.height() < LOW)
+
     def show_field(self, path: str) -> bool:
         """Lead to the field of a problem."""
         if path == TARGETS:
-            self.tree.tree.setFocus()
+            self.tree.line.setFocus()
             return True
         if path == FIELD:
             self.method.setFocus()
@@ -143,13 +153,19 @@ class MethodPage(QWidget):
         self._show_estimate()
         self._show_problems()
 
+    @Slot(dict)
+    def _targets_chosen(self, values: dict[str, object]) -> None:
+        self._shown_targets = ()  # ticks or text are ahead of the config, or apart from it while it refuses them
+        if self._draft.set_values(values):
+            self._show_targets(self._draft.config.adapter)
+
     def _show_targets(self, adapter: AdapterConfig) -> None:
-        """Tick anew only where the choice has changed: an empty choice, which the config refuses, stays in sight."""
+        """Tick anew only where the choice has changed: what the config refuses stays in sight."""
         self.tree.setEnabled(isinstance(adapter, TargetConfig))
         if not isinstance(adapter, TargetConfig):
             return
-        targets = (adapter.method, adapter.target_modules, adapter.first_layer, adapter.last_layer)
-        if targets == self._shown_targets:
+        targets = (adapter.method, adapter.target_modules, adapter.first_layer, adapter.last_layer, keeps_tied(adapter))
+        if targets == self._shown_targets or TARGETS in self._draft.refused:
             self.tree.set_rank(adapter)
         else:
             self._shown_targets = targets
@@ -158,7 +174,7 @@ class MethodPage(QWidget):
     def _show_estimate(self) -> None:
         found = self._probe.estimate()
         file = "model files" if isinstance(self._draft.config.adapter, FullConfig) else "adapter file"
-        self.live.set_text("" if found is None else f"{live_line(found)} · {file} {words.size(found.adapter_bytes)}")
+        self.live.setText("" if found is None else f"{live_line(found)} · {file} {words.size(found.adapter_bytes)}")
 
     def _show_problems(self) -> None:
         draft = self._draft
@@ -167,7 +183,10 @@ class MethodPage(QWidget):
         for form in self._forms():
             form.set_problems(draft.problems, unwise)
         wrong = next((problem for problem in draft.problems if problem.field == TARGETS), None)
-        self.target_problem.set_problem(f"{wrong.message} {wrong.hint}".strip() if wrong else "")
+        told = wrong or next((item for item in unwise if item.field == TARGETS), None)
+        self.target_problem.set_problem(f"{told.message} {told.hint}".strip() if told else "",
+                                        "danger" if wrong else "warning")
+        self.tree.set_wrong(wrong is not None)
         self.live.setVisible(wrong is None)
         self.memory.setVisible(wrong is None)
 

@@ -71,6 +71,15 @@ def test_the_bar_shows_the_parts_and_follows_the_form(page: MethodPage) -> None:
     assert legend(page)["activations"] != before["activations"]
 
 
+def test_a_low_window_keeps_its_height_for_the_tree(page: MethodPage) -> None:
+    assert page.memory.legend.isVisible()
+    page.resize(900, 480)
+    assert not page.memory.legend.isVisible() and page.memory.bar.isVisible()
+    assert "Weights" in page.memory.bar.toolTip() and "Weights" in page.memory.bar.accessibleDescription()
+    page._draft.set_value("adapter.rank", 4)
+    assert not page.memory.legend.isVisible()
+
+
 def test_what_does_not_fit_is_said(page: MethodPage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "memory_bytes", lambda: 100_000_000)
     view(page).refresh()

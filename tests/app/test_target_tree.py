@@ -7,8 +7,9 @@ from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QTreeWidgetItem
 from pytestqt.qtbot import QtBot
 
-from app.target_tree import TargetTree, as_config, group_modules
-from core.config import LoraConfig
+from app.target_choice import as_config, group_modules, parse_targets, selected, shown_modules, targets_text
+from app.target_tree import TargetTree
+from core.config import AdaLoraConfig, DoraConfig, FullConfig, LoraConfig
 from core.records import ModelCard, ModuleInfo
 from core.targets import select_targets
 
@@ -29,8 +30,10 @@ def kind(tree: TargetTree, name: str) -> QTreeWidgetItem:
 
 def test_rows_are_kinds_with_their_layers(tree: TargetTree) -> None:
     names = [tree.tree.topLevelItem(number).text(0) for number in range(tree.tree.topLevelItemCount())]
-    assert names == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+    assert names == ["embed_tokens", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+                     "lm_head"]
     assert [kind(tree, "q_proj").child(number).text(0) for number in range(3)] == ["Layer 0", "Layer 1", "Layer 2"]
+    assert kind(tree, "embed_tokens").text(1) == "384 → 64" and kind(tree, "embed_tokens").checkState(0) == Unchecked
     assert kind(tree, "k_proj").text(1) == "64 → 32"
     assert kind(tree, "q_proj").checkState(0) == Checked  # all-linear is the default
     assert kind(tree, "lm_head").checkState(0) == Unchecked
@@ -107,3 +110,103 @@ def test_one_name_in_two_places_stays_two_kinds() -> None:
 
 def adaptable(modules: Sequence[ModuleInfo]) -> list[ModuleInfo]:
     return [module for module in modules if module.type in ("Linear", "Conv1D")]
+
+
+# --- what is no linear layer, and what is outside of the tree ------------------------------------
+
+
+def with_norms(card: ModelCard) -> tuple[ModuleInfo, ...]:
+    norms = [ModuleInfo(f"model.layers.{layer}.input_layernorm", "input_layernorm", layer, "Other", 0, 0, 64)
+             for layer in range(3)]
+    return (*card.modules, *norms, ModuleInfo("model.norm", "norm", -1, "Other", 0, 0, 64))
+
+
+def test_an_embedding_of_a_run_file_is_ticked_and_stays(tree: TargetTree, qtbot: QtBot) -> None:
+    tree.set_adapter(LoraConfig(target_modules=("q_proj", "embed_tokens")))
+    assert kind(tree, "embed_tokens").checkState(0) == Checked and kind(tree, "q_proj").checkState(0) == Checked
+    assert kind(tree, "embed_tokens").text(2) == "3,584"  # 8 * (384 + 64)
+    with qtbot.waitSignal(tree.chosen) as caught:
+        kind(tree, "v_proj").setCheckState(0, Checked)
+    assert caught.args == [{"adapter.target_modules": ("embed_tokens", "q_proj", "v_proj")}]
+
+
+def test_names_that_no_box_stands_for_are_kept(tree: TargetTree, qtbot: QtBot) -> None:
+    tree.set_adapter(LoraConfig(target_modules=("q_proj", "of_another_model")))
+    assert kind(tree, "q_proj").checkState(0) == Checked
+    with qtbot.waitSignal(tree.chosen) as caught:
+        kind(tree, "v_proj").setCheckState(0, Checked)
+    assert caught.args == [{"adapter.target_modules": ("q_proj", "v_proj", "of_another_model")}]
+    tree.set_adapter(DoraConfig(target_modules=("q_proj", "embed_tokens")))  # which DoRA can not adapt
+    assert not tree.tree.findItems("embed_tokens", Qt.MatchFlag.MatchExactly)
+    with qtbot.waitSignal(tree.chosen) as caught:
+        kind(tree, "q_proj").setCheckState(0, Unchecked)
+    assert caught.args == [{"adapter.target_modules": ("embed_tokens",)}]
+
+
+def test_each_method_shows_what_it_can_change(card: ModelCard) -> None:
+    experts = ModuleInfo("model.layers.0.mlp.experts.up", "up", 0, "Experts", 64, 128, 64 * 128 * 4, experts=4)
+    modules = (*with_norms(card), experts, ModuleInfo("conv", "conv", -1, "Conv1d", 8, 8, 64))
+    def beside(adapter: LoraConfig | DoraConfig | AdaLoraConfig | FullConfig) -> set[str]:
+        return {module.type for module in shown_modules(modules, adapter)} - {"Linear"}
+    assert beside(FullConfig()) == {"Embedding", "Experts", "Conv1d", "Other"}
+    assert beside(LoraConfig()) == {"Embedding", "Experts", "Conv1d"}
+    assert beside(DoraConfig()) == beside(AdaLoraConfig()) == set()
+
+
+def test_full_fine_tuning_comes_back_to_all(tree: TargetTree, card: ModelCard, qtbot: QtBot) -> None:
+    modules = with_norms(card)
+    tree.set_modules(modules)
+    assert tree.presets["all"].isHidden()
+    tree.set_adapter(FullConfig())
+    assert len(tree.ticked()) == len(modules) and tree.presets["all"].isChecked() and not tree.presets["all"].isHidden()
+    assert kind(tree, "norm").text(1) == "64"
+    with qtbot.waitSignal(tree.chosen) as caught:
+        kind(tree, "v_proj").setCheckState(0, Unchecked)
+    names = caught.args[0]["adapter.target_modules"]
+    assert {"embed_tokens", "input_layernorm", "norm"} <= set(names) and "v_proj" not in names
+    assert selected(modules, FullConfig(target_modules=names)) == {
+        module.name for module in modules if module.kind != "v_proj"}
+    with qtbot.waitSignal(tree.chosen) as caught:
+        kind(tree, "v_proj").setCheckState(0, Checked)
+    assert caught.args == [{"adapter.target_modules": "all"}]
+    tree.set_adapter(FullConfig(target_modules=("q_proj",)))
+    with qtbot.waitSignal(tree.chosen) as caught:
+        qtbot.mouseClick(tree.presets["all"], Qt.MouseButton.LeftButton)
+    assert caught.args == [{"adapter.target_modules": "all"}]
+
+
+def test_the_line_says_what_is_ticked_and_what_is_typed_is_passed_on(tree: TargetTree, qtbot: QtBot) -> None:
+    assert tree.line.text() == "all-linear" and tree.line.accessibleName() == "Target layers by name or pattern"
+    with qtbot.waitSignal(tree.chosen):
+        kind(tree, "q_proj").setCheckState(0, Unchecked)
+    assert tree.line.text() == "k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+    tree.line.selectAll()
+    said: list[dict[str, object]] = []
+    tree.chosen.connect(said.append)
+    qtbot.keyClicks(tree.line, "q_proj, ")
+    assert said[-1] == {"adapter.target_modules": ("q_proj",)}
+    tree.set_adapter(LoraConfig(target_modules=("q_proj",)))
+    assert tree.line.text() == "q_proj, " and len(tree.ticked()) == 3  # what is typed stays as it is
+    tree.set_adapter(LoraConfig(target_modules=r".*\.0\.mlp\..*"))
+    assert tree.line.text() == r".*\.0\.mlp\..*" and len(tree.ticked()) == 3
+    tree.line.clear()
+    with qtbot.waitSignal(tree.chosen) as caught:
+        qtbot.keyClicks(tree.line, " ")
+    assert caught.args == [{"adapter.target_modules": ()}]
+
+
+@pytest.mark.parametrize(("text", "meant"), [
+    ("q-v", "q-v"), ("all", ("all",)), ("q_proj", ("q_proj",)), (" q_proj,, mlp.up_proj,", ("q_proj", "mlp.up_proj")),
+    ("q_proj, q_proj", ("q_proj",)), (r".*\.\d{1,2}\.mlp", r".*\.\d{1,2}\.mlp"), ("q_proj|v_proj", "q_proj|v_proj"),
+    (" , ", ())])
+def test_what_text_means(text: str, meant: str | tuple[str, ...]) -> None:
+    assert parse_targets(text, LoraConfig()) == meant
+    assert parse_targets(targets_text(meant), LoraConfig()) == meant
+    assert parse_targets("all", FullConfig()) == "all"
+
+
+def test_places_that_end_alike_stay_apart() -> None:
+    modules = [ModuleInfo(f"{part}.layers.{layer}.attn.proj", "proj", layer, "Linear", 8, 8, 64)
+               for part in ("vision.encoder", "text.encoder") for layer in range(2)]
+    groups = group_modules(modules)
+    assert sum(len(members) for members in groups.values()) == 4 and len(groups) == 2

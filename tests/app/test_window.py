@@ -124,8 +124,8 @@ def test_unticking_all_layers_is_refused_and_stays_in_sight(make_window: MakeWin
     qtbot.waitUntil(window.top.start.isEnabled)
     window.show_page("method")
     method: Any = window.page("method")
-    assert "parameters trained" in method.live.full_text
-    before = method.live.full_text
+    assert "parameters trained" in method.live.text()
+    before = method.live.text()
     tree = method.tree.tree
     for number in range(tree.topLevelItemCount()):
         tree.topLevelItem(number).setCheckState(0, Qt.CheckState.Unchecked)
@@ -135,7 +135,7 @@ def test_unticking_all_layers_is_refused_and_stays_in_sight(make_window: MakeWin
     assert method.tree.ticked() == set() and not window.draft.ready
     tree.topLevelItem(0).setCheckState(0, Qt.CheckState.Checked)
     qtbot.waitUntil(window.top.start.isEnabled)
-    assert window.draft.value("adapter.target_modules") == ("q_proj",) and method.live.full_text != before
+    assert window.draft.value("adapter.target_modules") == ("embed_tokens",) and method.live.text() != before
 
 
 def test_start_pause_and_stop(make_window: MakeWindow, config: RunConfig, engines: tuple[FakeClient, FakeClient],
