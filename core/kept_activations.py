@@ -2,7 +2,7 @@
 
 Counted are the tensors that autograd keeps in the code that trains, each storage once; a test compares the sum with
 what autograd really keeps. A number of the base's type takes 2 or 4 bytes. Norms compute in fp32, and so does an
-adapter over a base in bf16, where each adapted layer keeps a copy of its input in fp32.
+adapter over a base in bf16, but only DoRA keeps a copy of its input in fp32 there.
 """
 
 from collections.abc import Iterator, Sequence
@@ -132,6 +132,7 @@ def _input_bytes(config: RunConfig, layer: Sequence[ModuleInfo], adapted: set[st
     """Of the layers that learn: their input, once for those that share it, and what is between A and B."""
     adapter = config.adapter
     dropout = isinstance(adapter, LowRankConfig) and adapter.dropout > 0
+    widens = isinstance(adapter, DoraConfig) and dtype != "fp32"  # and keeps what it has widened
     seen = set()
     for module in layer:
         if module.type not in _LINEAR or module.name not in adapted | whole:
@@ -141,8 +142,10 @@ def _input_bytes(config: RunConfig, layer: Sequence[ModuleInfo], adapted: set[st
             yield 0 if place in seen else BYTES[dtype] * module.in_features
         elif dropout:  # the input with gaps is each layer's own, and so is the mask of the gaps
             yield 2 * _FP32 * module.in_features
-        elif dtype != "fp32" or place not in seen:
+        elif widens:
             yield _FP32 * module.in_features
+        elif place not in seen:
+            yield BYTES[dtype] * module.in_features
         seen.add(place)
         if isinstance(adapter, LowRankConfig) and module.name in adapted:
             yield _FP32 * rank_of(module.name, adapter) * max(len(chosen_parts(module, adapter)), 1)

@@ -1,8 +1,11 @@
-"""The LoRA product as one autograd function that keeps little and allocates little.
+"""The LoRA product as autograd functions that keep little and allocate little.
 
 Forward  y = x Wᵀ + b;  y += s (x Aᵀ) Bᵀ  in place. Kept for the backward: x, the small x Aᵀ, and
 the weights. Backward, with g = dY B:  dA = s gᵀ x,  dB = s dYᵀ (x Aᵀ),  dX = dY W + s g A.
 W and b are frozen, so no gradient of theirs is ever formed.
+
+Over a base in 16 bits A and B stay in fp32, and so do their products. What goes in is kept as it came, in 16 bits and
+once for all layers that share it, and is widened again for the backward.
 """
 
 from typing import Any
@@ -72,5 +75,43 @@ def fused_lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, lora_a: Te
         scale: alpha / r.
     """
     result = _FusedLoraLinear.apply(x, weight, bias, lora_a, lora_b, scale)
+    assert isinstance(result, Tensor)
+    return result
+
+
+class _WidenedUpdate(torch.autograd.Function):
+    """s (x Aᵀ) Bᵀ with x in 16 bits, A and B in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])  # (N, in)
+        low = flat.to(lora_a.dtype) @ lora_a.T  # (N, r)
+        update = (low @ lora_b.T).mul_(scale).to(x.dtype)
+        ctx.save_for_backward(flat, low, lora_a, lora_b)
+        ctx.scale, ctx.x_shape = scale, x.shape
+        return update.view(*x.shape[:-1], lora_b.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        flat, low, lora_a, lora_b = ctx.saved_tensors
+        grad = grad_outputs[0].reshape(-1, grad_outputs[0].shape[-1]).to(lora_a.dtype).mul_(ctx.scale)  # (N, out)
+        grad_low = grad @ lora_b  # (N, r)
+        grad_a, grad_b = grad_low.T @ flat.to(lora_a.dtype), grad.T @ low
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad_low @ lora_a).to(flat.dtype).view(ctx.x_shape)
+        return grad_x, grad_a, grad_b, None
+
+
+def widened_update(x: Tensor, lora_a: Tensor, lora_b: Tensor, scale: float) -> Tensor:
+    """scale (x Aᵀ) Bᵀ in the number type of x, computed in that of A and B, differentiable in x, A and B.
+
+    Args:
+        x: (..., in), in 16 bits.
+        lora_a: (r, in), fp32.
+        lora_b: (out, r), fp32.
+        scale: alpha / r.
+    """
+    result = _WidenedUpdate.apply(x, lora_a, lora_b, scale)
     assert isinstance(result, Tensor)
     return result

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
-from core.lora.fused import fused_lora_linear
+from core.lora.fused import fused_lora_linear, widened_update
 from core.lora.method import AdapterModule
 
 
@@ -104,6 +104,8 @@ class LoraLayer(AdapterModule):
                 and torch.is_grad_enabled():
             weight = self.weight.T if isinstance(self.base, Conv1D) else self.weight
             return fused_lora_linear(x, weight, self.bias, self.right(), self.left(), self.scale)
+        if not dropping and x.dtype != self.lora_a.dtype and torch.is_grad_enabled():
+            return self.base(x) + widened_update(x, self.right(), self.left(), self.scale)
         return self._plain_forward(x, dropping)
 
     def _plain_forward(self, x: Tensor, dropping: bool) -> Tensor:

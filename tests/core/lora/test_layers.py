@@ -47,6 +47,22 @@ def test_fused_product_has_the_gradients_of_the_plain_one(kind: str) -> None:
         torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_over_a_base_in_16_bits_nothing_changes_by_a_bit(kind: str, dtype: torch.dtype) -> None:
+    layer = _trained(kind)
+    layer.base.to(dtype)
+    found = []
+    for compute in (layer, lambda x: layer._plain_forward(x, dropping=False)):
+        layer.zero_grad()
+        x = torch.linspace(-1, 1, 40).reshape(2, 4, 5).to(dtype).requires_grad_()
+        y = compute(x)
+        y.float().square().sum().backward()
+        found.append((y, x.grad, layer.lora_a.grad, layer.lora_b.grad))
+    for ours, plain in zip(*found, strict=True):
+        assert torch.equal(ours, plain)
+
+
 def test_update_is_zero_at_the_start_and_only_a_and_b_are_trained() -> None:
     layer, x = LoraLayer(_base("linear"), rank=2, alpha=4.0), torch.randn(3, 5)
     assert torch.equal(layer(x), layer.base(x))
