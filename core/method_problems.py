@@ -1,21 +1,27 @@
 """What keeps QLoRA and full fine-tuning from working, told before the start. Plain Python, for the form."""
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from core.config import AdapterConfig, FullConfig, PatternedConfig, QLoraConfig, RunConfig
 from core.records import ModelCard
 from core.targets import matches_suffix
 
 Told = tuple[str, str, str]  # field, message, hint
+_NEVER_QUANTISED = frozenset({"falcon"})  # its linear layers are of a class that transformers leaves as they are
 
 
-def method_problems(config: RunConfig, card: ModelCard | None) -> list[Told]:
-    """(field, message, hint) of everything that the run's method can not do."""
+def method_problems(config: RunConfig, card: ModelCard | None, devices: Sequence[str] = ()) -> list[Told]:
+    """(field, message, hint) of everything that the run's method can not do.
+
+    Without the names of this machine's devices, the best first, what they can not do is not told where the run takes
+    the best of them.
+    """
     adapter = config.adapter
     told = [*_start_problems(adapter, card)] if isinstance(adapter, PatternedConfig) else []
     if isinstance(adapter, QLoraConfig):
-        return [*told, *_quantisation_problems(config, adapter), *_trained_whole_problems(adapter, card)]
+        return [*told, *_quantisation_problems(config, adapter, card, devices),
+                *_trained_whole_problems(adapter, card)]
     if isinstance(adapter, FullConfig):
         return list(_full_problems(config))
     return told
@@ -31,16 +37,23 @@ def _start_problems(adapter: PatternedConfig, card: ModelCard | None) -> Iterato
                "alone.", "Choose all parts of fused layers, or another start.")
 
 
-def _quantisation_problems(config: RunConfig, adapter: QLoraConfig) -> Iterator[Told]:
+def _quantisation_problems(config: RunConfig, adapter: QLoraConfig, card: ModelCard | None,
+                           devices: Sequence[str]) -> Iterator[Told]:
     if importlib.util.find_spec("bitsandbytes") is None:  # looked for, not imported
         yield ("adapter.method", "QLoRA needs the package bitsandbytes, which is not installed.",
                "Install it with: pip install bitsandbytes, or choose LoRA.")
+    if card is not None and card.model_type in _NEVER_QUANTISED:
+        yield ("adapter.method", "This kind of model can not be held in 4 or 8 bits: none of its layers would be "
+               "quantised.", "Choose LoRA.")
     if adapter.init in ("pissa", "olora"):
         yield ("adapter.init", f"{'PiSSA' if adapter.init == 'pissa' else 'OLoRA'} changes the base's weights, which "
                "a quantised base can not keep.", "Choose kaiming, or LoRA as the method.")
-    if adapter.optimizer != "adamw" and config.training.device in ("cpu", "mps"):
-        yield ("adapter.optimizer", f"The optimizer {adapter.optimizer} needs CUDA, this run computes on "
-               f"{config.training.device}.", "Choose adamw.")
+    device = config.training.device
+    if device in ("auto", "all") and devices:
+        device = devices[0]
+    if adapter.optimizer != "adamw" and device in ("cpu", "mps"):
+        yield ("adapter.optimizer", f"The optimizer {adapter.optimizer} needs CUDA, this run computes on {device}.",
+               "Choose adamw.")
 
 
 def _trained_whole_problems(adapter: QLoraConfig, card: ModelCard | None) -> Iterator[Told]:

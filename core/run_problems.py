@@ -26,6 +26,7 @@ from core.events import DataScanned
 from core.extra_shapes import extra_problems
 from core.fused_parts import chosen_parts, part_rows, parts_advice, parts_problem
 from core.method_problems import method_problems
+from core.patterns import end_match
 from core.records import ModelCard
 from core.start import start_problem
 from core.targets import experts_advice, experts_problem, rank_of, select_targets
@@ -54,17 +55,20 @@ def planned_steps(config: RunConfig, scan: DataScanned) -> int:
 
 
 def problems(config: RunConfig, card: ModelCard | None = None, scan: DataScanned | None = None,
-             devices: Sequence[str] = ()) -> list[Problem]:
+             devices: Sequence[str] = (), *, resumed: bool = False) -> list[Problem]:
     """Everything that would make this run fail, each with the path of its field.
 
-    Without a card, a scan or the names of this machine's devices only what can be told without them is checked.
+    Without a card, a scan or the names of this machine's devices (the best first) only what can be told without them
+    is checked. A run that is `resumed` from a checkpoint has its numbers there, so the adapter that it once started
+    from may be gone.
     """
     found = []
     if not config.model.path:
         found.append(Problem("model.path", "No base model is chosen.", "Choose one on the Model page."))
     found += _file_problems(config)
-    found += _start_problems(config)
-    found += [Problem(*told) for told in method_problems(config, card)]
+    if not resumed:
+        found += _start_problems(config, card)
+    found += [Problem(*told) for told in method_problems(config, card, devices)]
     found += _rank_choice(config, scan, adalora_problems)
     found += [Problem(*item) for item in extra_problems(config, card.modules if card is not None else None)]
     if not isinstance(config.adapter, NoAdapterConfig):
@@ -85,8 +89,8 @@ def _file_problems(config: RunConfig) -> list[Problem]:
             for file in config.data.train if not Path(file).exists()]
 
 
-def _start_problems(config: RunConfig) -> list[Problem]:
-    problem = start_problem(config.adapter) if isinstance(config.adapter, PatternedConfig) else None
+def _start_problems(config: RunConfig, card: ModelCard | None) -> list[Problem]:
+    problem = start_problem(config.adapter, card) if isinstance(config.adapter, PatternedConfig) else None
     return [Problem(f"adapter.{problem[0]}", problem[1], problem[2])] if problem else []
 
 
@@ -133,6 +137,8 @@ def _rank_problem(adapter: TargetConfig, name: str, smallest: int) -> Problem:
         return Problem("adapter.rank", f"{message} AdaLoRA starts with {adapter.first_rank:,}.",
                        f"Choose at most {max(2 * smallest // 3, 1):,}, or an initial rank of at most {smallest:,}.")
     field = "adapter.initial_rank" if isinstance(adapter, AdaLoraConfig) else "adapter.rank"
+    if isinstance(adapter, PatternedConfig) and any(end_match(key, name) for key in adapter.rank_pattern):
+        field = "adapter.rank_pattern"
     return Problem(field, message, f"Choose at most {smallest:,}.")
 
 

@@ -10,10 +10,15 @@ from typing import Any
 
 from core.adapter_folder import CONFIG_NAME, ORIGIN_NAME, is_adapter_folder, read_object
 from core.config import METHODS, DoraConfig, PatternedConfig, RunConfig, parse_config
-from core.errors import CoreError, describe
+from core.errors import AdapterError, CoreError, describe
 from core.expert_names import parameter_of
 from core.fused_parts import FUSED_KINDS, PARTS, PARTS_KEY
+from core.records import ModelCard, ModuleInfo
+from core.targets import alpha_of, rank_of, select_targets
 
+Told = tuple[str, str, str]  # field, message, hint
+_UNKNOWN = "-"  # stands for the names of modules where only the tensors tell them
+_PATTERNS = ("rank_pattern", "alpha_pattern")
 _LIMITS_TARGETS = ("layers_to_transform", "layers_pattern", "exclude_modules", "layer_replication")
 
 
@@ -34,6 +39,37 @@ def target_list(config: dict[str, Any], modules: Sequence[str]) -> list[str]:
     return sorted(str(name) for name in own)
 
 
+def damaged_field(config: Mapping[str, Any]) -> str:
+    """Which field of adapter_config.json is of another type than it must be, and its value; "" where none is.
+
+    What reads the config behind this check may count on numbers being numbers.
+    """
+    is_lora = str(config.get("peft_type", "LORA")).upper() == "LORA"
+    needed = (("r", _is_whole), ("lora_alpha", _is_number)) if is_lora else ()  # other kinds look at their own
+    for name, is_right in (*needed, ("lora_dropout", lambda value: value is None or _is_number(value))):
+        if name in config and not is_right(config[name]):
+            return f"{name} = {config[name]!r}, which is not a number that can be used"
+    for name, is_right in zip(_PATTERNS, (_is_whole, _is_number), strict=True):
+        pattern = config.get(name)
+        if pattern is not None and not isinstance(pattern, dict):
+            return f"{name} = {pattern!r}, which does not give numbers by names"
+        for key, value in (pattern or {}).items() if is_lora else ():
+            if not is_right(value):
+                return f"{name} with {value!r} for {key!r}, which is not a number that can be used"
+    targets = config.get("target_modules")
+    if targets is not None and not isinstance(targets, str | list):
+        return f"target_modules = {targets!r}, which is no list of names"
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_number(value) and value == int(value)
+
+
 def settings_from(config: dict[str, Any], modules: Sequence[str], origin: Mapping[str, Any] | None = None,
                   ) -> dict[str, Any]:
     """The fields of the table [adapter] with which training goes on from an adapter; `start_from` is not among them.
@@ -46,6 +82,9 @@ def settings_from(config: dict[str, Any], modules: Sequence[str], origin: Mappin
     Raises:
         ValueError: no method that is offered here goes on from it; says why.
     """
+    damaged = damaged_field(config)
+    if damaged:
+        raise ValueError(f"it has {damaged}")
     kind = str(config.get("peft_type", "LORA")).upper()
     if kind != "LORA":
         raise ValueError(f"training can only go on from LoRA and DoRA, not from {kind}")
@@ -94,25 +133,29 @@ def _plain_pattern(pattern: Any) -> dict[str, Any]:
     return {str(key).lstrip("^"): value for key, value in (pattern or {}).items()}
 
 
-def start_problem(adapter: PatternedConfig) -> tuple[str, str, str] | None:
+def start_problem(adapter: PatternedConfig, card: ModelCard | None = None) -> Told | None:
     """(field, message, hint) for what keeps a run from starting from `adapter.start_from`; None where nothing does.
 
-    What only the tensors tell is checked when the run begins.
+    What only the tensors tell is checked when the run begins, and what the base model tells only with its card.
     """
     if not adapter.start_from:
         return None
     try:
-        folder = adapter_folder(Path(adapter.start_from))
+        folder = adapter_folder(Path(adapter.start_from).expanduser())
         origin = read_object(folder / ORIGIN_NAME) if (folder / ORIGIN_NAME).exists() else {}
-        wanted = settings_from(read_object(folder / CONFIG_NAME), ["-"], origin)
+        wanted = settings_from(read_object(folder / CONFIG_NAME), [_UNKNOWN], origin)
     except (CoreError, OSError) as error:
         return "start_from", describe(error).message, "Choose another one, or empty it."
     except ValueError as error:
         return "start_from", f"Training can not go on from this adapter: {error}.", "Choose another one, or empty it."
-    return _difference(adapter, wanted)
+    trained_on = origin.get("base_fingerprint")
+    if card is not None and trained_on and trained_on != card.fingerprint:
+        return ("start_from", "The adapter to start from was trained on another base model.",
+                "Choose that base model, or start from another adapter.")
+    return _difference(adapter, wanted) or (_layer_difference(adapter, wanted, card.modules) if card else None)
 
 
-def _difference(adapter: PatternedConfig, wanted: dict[str, Any]) -> tuple[str, str, str] | None:
+def _difference(adapter: PatternedConfig, wanted: dict[str, Any]) -> Told | None:
     """The first field in which the run is unlike the adapter that it goes on from."""
     if adapter.init != "kaiming":
         return "init", "A run that goes on from an adapter has its start already.", "Set it to kaiming."
@@ -126,6 +169,31 @@ def _difference(adapter: PatternedConfig, wanted: dict[str, Any]) -> tuple[str, 
     if adapter.fused_parts != parts:
         return ("fused_parts", f"The adapter to start from has other parts of fused layers: {', '.join(parts)}.",
                 "Set the same.")
+    return None
+
+
+def _layer_difference(adapter: PatternedConfig, wanted: dict[str, Any], modules: Sequence[ModuleInfo]) -> Told | None:
+    """The first layer of this model in which the run is unlike the adapter that it goes on from."""
+    theirs = METHODS[wanted["method"]].model_validate(wanted)
+    assert isinstance(theirs, PatternedConfig)
+    try:
+        own = {module.name for module in select_targets(modules, adapter)}
+        known = wanted["target_modules"] != [_UNKNOWN]
+        other = {module.name for module in select_targets(modules, theirs)} if known else own
+    except AdapterError:
+        return None  # a problem of the target layers, told there, or of the adapter, which the tensors tell
+    for module in modules:
+        name = module.name
+        if (name in own) != (name in other):
+            return ("target_modules", f"{'The adapter to start from' if name in own else 'The run'} does not change "
+                    f"{name}.", "Choose the same target layers as the adapter's.")
+        if name not in own:
+            continue
+        for field, value_of in (("rank_pattern", rank_of), ("alpha_pattern", alpha_of)):
+            mine, its = value_of(name, adapter), value_of(name, theirs)
+            if not math.isclose(mine, its, rel_tol=1e-9):
+                return (field, f"{name} has {field.partition('_')[0]} {its:g} in the adapter to start from, but "
+                        f"{mine:g} in this run.", "Set the same.")
     return None
 
 

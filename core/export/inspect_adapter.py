@@ -17,6 +17,7 @@ from core.export.keys import match_keys, skeleton
 from core.export.loaders import AdapterFacts, extra_verdicts, facts_of_config, verdicts
 from core.export.shards import FLOATING, TensorReader, TensorRecord, read_checkpoint, row_blocks
 from core.jobs import InspectAdapter
+from core.lora.adalora_file import KIND as ADALORA
 from core.lora.adapter_file import AdapterFile, read_adapter
 from core.lora.extra_files import extra_misfit
 from core.lora.fit import misfit as shapes_misfit
@@ -68,20 +69,29 @@ def describe(adapter: AdapterFile) -> AdapterCard:
     tensors = [tensor for pair in adapter.pairs.values() for tensor in pair.tensors()]
     tensors += adapter.extras.tensors.values()
     tensors += [*adapter.contents.parameters.values(), *(rows.values for rows in adapter.contents.rows.values())]
+    # of B, as the A of AdaLoRA comes multiplied out in fp32
+    dtype = next((pair.lora_b.dtype for pair in adapter.pairs.values()), tensors[0].dtype if tensors else None)
     settings, unlike = _settings(adapter)
     facts = facts_of(adapter)
     return AdapterCard(
         path=adapter.path, name=adapter.path.parent.name if adapter.path.name == "adapter" else adapter.path.name,
         method=_method_words(adapter), rank=max([0, *(pair.lora_a.shape[0] for pair in adapter.pairs.values())]),
-        parameters=sum(tensor.numel() for tensor in tensors),
+        parameters=sum(tensor.numel() for tensor in tensors) + _folded_away(adapter),
         bytes=adapter_folder_bytes(adapter.path),
-        dtype=_DTYPE_WORDS.get(tensors[0].dtype, str(tensors[0].dtype)) if tensors else "",
+        dtype=_DTYPE_WORDS.get(dtype, str(dtype)) if dtype else "",
         base_name=str(adapter.origin.get("base_name") or adapter.config.get("base_model_name_or_path") or ""), base="",
         modules=tuple(AdaptedModule(name, pair.lora_a.shape[0], pair.scale,
                                     delta_norm(pair) if pair.magnitude is None else None)
                       for name, pair in adapter.pairs.items()),
         loaders=tuple(_verdicts(adapter, facts)), compatible=tuple(compatible_verdicts(adapter)),
         settings=settings, unlike=unlike, origin=_origin(adapter.origin))
+
+
+def _folded_away(adapter: AdapterFile) -> int:
+    """Numbers of the file that its updates hold multiplied out: AdaLoRA's E, one for every triplet."""
+    if adapter.config.get("peft_type") != ADALORA:
+        return 0
+    return sum(pair.lora_a.shape[0] for pair in adapter.pairs.values())
 
 
 def facts_of(adapter: AdapterFile) -> AdapterFacts:

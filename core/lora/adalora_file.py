@@ -43,7 +43,7 @@ def schedule_config(adapter: AdaLoraConfig, total_steps: int, kept: dict[str, Te
 
 
 def fold(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """A ⊙ E (r, in), B (out, r) and the scale of every module of a file; r may be 0.
+    """A ⊙ E (r, in) in fp32, B (out, r) and the scale of every module of a file; r may be 0.
 
     Raises:
         AdapterError: a key of another kind, a part that is missing, shapes that do not fit, a damaged config.
@@ -91,4 +91,4 @@ def _folded(module: str, found: dict[str, Tensor], rank: int, folder: Path) -> t
     if a.ndim != 2 or b.ndim != 2 or e.shape != (rank, 1) or a.shape[0] != rank or b.shape[1] != rank:
         raise AdapterError(f"The adapter in {folder} says rank {rank} for {module} but holds A {tuple(a.shape)}, "
                            f"E {tuple(e.shape)} and B {tuple(b.shape)}.")
-    return a * e, b
+    return a.float() * e.float(), b  # in fp32 as PEFT does, whatever the file holds them in

@@ -10,6 +10,7 @@ from typing import Any
 
 from core.errors import AdapterError
 from core.lora import adalora_file
+from core.start import damaged_field
 
 # These starts change the base's weights when the adapter is put on, so its numbers count for another base.
 _CHANGE_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
@@ -51,8 +52,11 @@ def refuse_unknown_meaning(config: Mapping[str, Any], folder: Path) -> None:
     """Check the fields that change the meaning of the weights.
 
     Raises:
-        AdapterError: one of them has a value that would be read wrongly; it is named.
+        AdapterError: one of them has a value that would be read wrongly, or is of a wrong type; it is named.
     """
+    damaged = damaged_field(config)
+    if damaged:
+        raise AdapterError(f"The adapter in {folder} has {damaged}.", "Its adapter_config.json is damaged.")
     if "peft_type" not in config:
         raise AdapterError(f"The adapter in {folder} does not say its peft_type.", "Its kind is not known.")
     for name, can_be_read in _MEANING.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from core.config import DoraConfig, LoraConfig, ModelConfig, RunConfig, load_config
+from core.models.inspect import read_card
 from core.run_problems import problems
 from core.start import adapter_folder, settings_from, start_problem
 
@@ -55,6 +56,43 @@ def test_another_method_or_nothing_there_is_a_problem(tmp_path: Path) -> None:
     assert (start_problem(LoraConfig(start_from=str(tmp_path / "none"))) or ("",))[0] == "start_from"
     (tmp_path / "a" / "adapter_config.json").write_text("{")
     assert (start_problem(LoraConfig(start_from=start)) or ("",))[0] == "start_from"
+
+
+@pytest.mark.parametrize("changes", [{"r": None}, {"lora_alpha": "x"}, {"rank_pattern": ["q_proj"]},
+                                     {"alpha_pattern": {"q_proj": None}}, {"target_modules": 3}])
+def test_a_damaged_field_is_named(tmp_path: Path, changes: dict[str, object]) -> None:
+    found = start_problem(LoraConfig(start_from=str(folder(tmp_path / "a", **changes))))
+    assert found is not None
+    assert found[0] == "start_from"
+    assert next(iter(changes)) in found[1]
+
+
+def test_the_model_tells_of_other_layers_ranks_and_bases(tmp_path: Path, tiny_model: Path) -> None:
+    start, card = folder(tmp_path / "a"), read_card(tiny_model)
+    fields = {"rank": 8, "alpha": 16.0, "rslora": True, "start_from": str(start), "rank_pattern": {"q_proj": 4},
+              "target_modules": ("q_proj", "v_proj")}
+    for changes, field in (({}, None), ({"target_modules": "q-v"}, None), ({"rank_pattern": {}}, "rank_pattern"),
+                           ({"rank_pattern": {r".*\.q_proj": 4}}, None),
+                           ({"target_modules": ("v_proj",)}, "target_modules"),
+                           ({"alpha_pattern": {"v_proj": 3.0}}, "alpha_pattern"),
+                           ({"last_layer": 0}, "target_modules")):
+        config = RunConfig(model=ModelConfig(path="m"), adapter=LoraConfig(**{**fields, **changes}))  # type: ignore[arg-type]
+        named = [each.field for each in problems(config, card) if each.field.startswith("adapter.")]
+        assert named == ([f"adapter.{field}"] if field else []), changes
+    (start / "workbench.json").write_text(json.dumps({"base_fingerprint": "of another"}))
+    config = RunConfig(model=ModelConfig(path="m"), adapter=LoraConfig(**fields))  # type: ignore[arg-type]
+    assert "adapter.start_from" in [each.field for each in problems(config, card)]
+
+
+def test_the_home_folder_is_known_and_a_resumed_run_needs_no_start(tmp_path: Path,
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder(tmp_path / "a")
+    adapter = LoraConfig(rank=8, rslora=True, start_from="~/a")
+    assert start_problem(adapter) is None
+    config = RunConfig(model=ModelConfig(path="m"), adapter=adapter.model_copy(update={"start_from": "~/gone"}))
+    assert "adapter.start_from" in [each.field for each in problems(config)]
+    assert "adapter.start_from" not in [each.field for each in problems(config, resumed=True)]
 
 
 def test_a_run_stands_for_its_adapter_and_a_relative_path_for_the_run_file_s_folder(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from core.config import AdaLoraConfig
 from core.errors import AdapterError
 from core.events import RanksChosen
+from core.export.inspect_adapter import describe
 from core.lora.adalora import AdaLora
 from core.lora.adapter_file import read_adapter
 from core.lora.attach import load_adapter
@@ -173,6 +174,22 @@ def test_peft_reads_ours_and_the_folded_pairs_are_the_layers(family: str, adapte
         remove(model)
         load_adapter(folder, model)
         torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_sixteen_bits_are_multiplied_as_peft_does(tiny_model: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    model, method = _ours(tiny_model)
+    _train(model, method, TOTAL)
+    folder = _write(tmp_path / "adapter", model, method, torch.bfloat16)
+    reference = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32),
+                                          folder).eval()
+    adapter, numbers = read_adapter(folder), load_file(folder / "adapter_model.safetensors")
+    for name, pair in adapter.pairs.items():
+        theirs = reference.get_submodule(f"base_model.model.{name}").get_delta_weight("default")
+        torch.testing.assert_close(pair.delta(), theirs, rtol=1e-5, atol=1e-7)
+    card = describe(adapter)
+    assert (card.dtype, card.parameters) == ("bf16", sum(tensor.numel() for tensor in numbers.values()))
 
 
 def test_biases_and_whole_modules_stand_in_the_same_file(tmp_path: Path) -> None:

@@ -104,6 +104,10 @@ def _rewrite(folder: Path, **changes: object) -> None:
     ({"modules_to_save": "lm_head"}, "modules_to_save"), ({"r": 3}, "says rank 3"),
     ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"), ({"kasa_config": {"beta": 1}}, "kasa_config"),
     ({"rank_pattern": {"(a": 2}}, "not a valid regular expression"),
+    ({"r": None}, "r = None"), ({"lora_alpha": "sixteen"}, "lora_alpha = 'sixteen'"),
+    ({"lora_alpha": None}, "lora_alpha = None"),
+    ({"rank_pattern": [2]}, "rank_pattern = "), ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern with None"),
+    ({"lora_dropout": "much"}, "lora_dropout"), ({"target_modules": 3}, "target_modules = 3"),
     ({"rank_pattern": {r"(?:(.)|(?P<b>.)(?P=b)?)*[A-Z]": 2}}, "takes too long"),
 ])
 def test_a_field_that_changes_the_meaning_is_refused_by_name(

@@ -7,14 +7,16 @@ import torch
 from tiny_models import build_tiny, some_quick
 from transformers import AutoModelForCausalLM
 
-from core.config import QLoraConfig
+from core.config import QLoraConfig, RunConfig, TrainingConfig
 from core.errors import ModelError
 from core.lora.adapter_file import save_adapter
 from core.lora.attach import load_adapter
 from core.lora.inject import inject, lora_layers
 from core.lora.qlora import QLoraLayer
+from core.models.inspect import read_card
 from core.models.load import load_model
 from core.models.quantise import loading_config, quantisation_of
+from core.run_problems import problems
 
 pytest.importorskip("bitsandbytes")
 peft = pytest.importorskip("peft")
@@ -108,6 +110,18 @@ def test_the_fused_product_gives_the_gradients_of_the_plain_one(base) -> None:
         assert torch.allclose(fused, plain, rtol=1e-4, atol=1e-4)
 
 
+def test_what_needs_cuda_is_refused_where_the_run_would_take_another_device() -> None:
+    for optimizer in ("adamw-8bit", "paged-adamw"):
+        for device in ("auto", "all"):
+            config = RunConfig(adapter=QLoraConfig(optimizer=optimizer), training=TrainingConfig(device=device))  # type: ignore[arg-type]
+            for devices, told in (((), False), (("cpu",), True), (("mps", "cpu"), True), (("cuda:0", "cpu"), False)):
+                found = [each.field for each in problems(config, devices=devices)]
+                assert ("adapter.optimizer" in found) == told
+
+
 def test_a_kind_of_model_that_would_stay_as_it_is_is_refused(base) -> None:
+    config = RunConfig(adapter=QLoraConfig(rank=4))
+    assert "adapter.method" in [each.field for each in problems(config, read_card(base("falcon")))]
+    assert "adapter.method" not in [each.field for each in problems(config, read_card(base("llama")))]
     with pytest.raises(ModelError, match="can not be held in 4 or 8 bits"):
         _ours(base("falcon"), QLoraConfig(rank=4))
