@@ -1,11 +1,12 @@
 """The menu from which an adapter is added to the chat: runs, adapters that were saved, any folder."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 from PySide6.QtWidgets import QFileDialog, QMenu, QPushButton
 
-from app.adapter_mixer import Ingredient
+from app.ingredients import Ingredient, ingredient
 from app.run_list import runs_with_adapters
 from core.adapter_folder import is_adapter_folder
 from core.paths import adapters_root
@@ -34,7 +35,7 @@ class AdapterMenu(QMenu):
     def fill(self) -> None:
         """Offer what is there now."""
         self.clear()
-        self._group("Runs", run_ingredients(self._root())[:_MOST_RUNS])
+        self._group("Runs", run_ingredients(self._root()))
         self._group("Saved adapters", saved_adapters())
         self.addSeparator()
         self.addAction("Adapter folder…").triggered.connect(lambda _checked: self._browse())
@@ -55,7 +56,7 @@ class AdapterMenu(QMenu):
         """Take an adapter folder or a run folder that the person named."""
         folder = adapter_folder(path)
         if is_adapter_folder(folder):
-            self._chosen(Ingredient(folder, adapter_name(folder)))
+            self._chosen(ingredient(folder, adapter_name(folder)))
         else:
             self._refused(f"{path.name} holds no adapter: it has no adapter_config.json.")
 
@@ -70,11 +71,14 @@ def adapter_name(folder: Path) -> str:
 
 
 def run_ingredients(root: Path) -> list[Ingredient]:
-    """The first adapter of every run, the newest first; none where the folder can not be read."""
+    """The first adapter of every run that has one, the newest first; none where the folder can not be read."""
     try:
-        return [Ingredient(run.adapters[0].path, run.name) for run in runs_with_adapters(root)]
+        runs = runs_with_adapters(root)
     except OSError:
         return []
+    firsts = ((run, next((one for one in run.adapters if not one.whole), None)) for run in runs)
+    found = ((first.path, run.name) for run, first in firsts if first is not None)
+    return [ingredient(path, name) for path, name in itertools.islice(found, _MOST_RUNS)]
 
 
 def saved_adapters() -> list[Ingredient]:
@@ -83,4 +87,4 @@ def saved_adapters() -> list[Ingredient]:
         folders = sorted(path for path in adapters_root().iterdir() if is_adapter_folder(path))
     except OSError:
         return []
-    return [Ingredient(path, path.name) for path in folders]
+    return [ingredient(path, path.name) for path in folders]

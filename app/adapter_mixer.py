@@ -1,32 +1,24 @@
 """The adapters that answer together in the chat: which count, and how strongly."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from PySide6.QtCore import QSignalBlocker, Qt, Signal, Slot
+from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QCheckBox, QDoubleSpinBox, QFrame, QHBoxLayout, QSlider, QVBoxLayout, QWidget
 
 from app import theme
+from app.ingredients import Ingredient
 from app.widgets import ElidedLabel, button, clear_layout, label, plain_tip, spin_margin
 from core.jobs import AdapterUse
 
 LOWEST, HIGHEST = -1.0, 2.0  # of a strength
 _STEPS = 100  # of the slider for a strength of 1
+_SLIDER_WIDTH = 140  # pixels
+_NARROW = 480  # pixels of a row
 _STRENGTH_TIP = "1: as it was trained. 0: not at all. Above 1: stronger. Below 0: the opposite of what it learned."
 
 
-@dataclass(frozen=True)
-class Ingredient:
-    """An adapter that may take part: its folder and what it is called. `whole`: a fine-tuned model, which has no
-    strength and stands alone."""
-
-    path: Path
-    name: str
-    whole: bool = False
-
-
 class AdapterRow(QFrame):
-    """One adapter: a tick, its name, its strength as a slider and as a number.
+    """One adapter: a tick, its name, its strength as a slider and as a number; where nothing in it has a strength, the
+    tick alone is the switch, and a few words say so.
 
     Signals: `changed()` by the person; `removed()`.
     """
@@ -42,20 +34,8 @@ class AdapterRow(QFrame):
         self.tick.setAccessibleName(f"Use {ingredient.name}")
         self.tick.setToolTip(plain_tip("Whether this adapter takes part; acts on the next word."))
         self.name = ElidedLabel(ingredient.name, "body", Qt.TextElideMode.ElideMiddle)
-        self.slider = QSlider(Qt.Orientation.Horizontal)
-        self.slider.setRange(round(LOWEST * _STEPS), round(HIGHEST * _STEPS))
-        self.slider.setPageStep(_STEPS // 10)
-        self.slider.setFixedWidth(140)
-        self.slider.setAccessibleName(f"Strength of {ingredient.name}")
-        self.slider.setToolTip(plain_tip(_STRENGTH_TIP))
-        self.box = QDoubleSpinBox()
-        self.box.setRange(LOWEST, HIGHEST)
-        self.box.setSingleStep(0.05)
-        self.box.setDecimals(2)
-        self.box.setFixedWidth(72)
-        self.box.setAccessibleName(f"Strength of {ingredient.name} as a number")
-        self.box.setToolTip(plain_tip(_STRENGTH_TIP))
-        spin_margin(self.box)
+        self.note = label(_note(ingredient), "help")
+        self.slider, self.box = self._make_strength(ingredient)
         self.remove_button = button("", self.removed.emit, icon="x", tip="Take this adapter away")
         self.remove_button.setAccessibleName(f"Remove {ingredient.name}")
         layout = QHBoxLayout(self)
@@ -63,20 +43,45 @@ class AdapterRow(QFrame):
         layout.setSpacing(theme.GRID)
         layout.addWidget(self.tick)
         layout.addWidget(self.name, 1)
-        layout.addWidget(label("Strength", "help"))
-        layout.addWidget(self.slider)
-        layout.addWidget(self.box)
-        layout.addWidget(self.remove_button)
+        for widget in (self.note, self.slider, self.box, self.remove_button):
+            layout.addWidget(widget)
         keep = self.remove_button.sizePolicy()
         keep.setRetainSizeWhenHidden(True)  # so that the sliders stand below each other
         self.remove_button.setSizePolicy(keep)
         self.remove_button.setVisible(removable)
         self._show(1.0)
-        for part in (self.tick, self.slider, self.box):
-            part.setEnabled(not ingredient.whole)
+        self.tick.setEnabled(not ingredient.whole)
+        self.tick.setVisible(not ingredient.whole)  # there is nothing to switch
+        for part in (self.slider, self.box):
+            part.setVisible(ingredient.has_strength)
         self.tick.toggled.connect(self._ticked)
         self.slider.valueChanged.connect(lambda position: self._moved(position / _STEPS))
         self.box.valueChanged.connect(self._moved)
+
+    def _make_strength(self, ingredient: Ingredient) -> tuple[QSlider, QDoubleSpinBox]:
+        slider, box = QSlider(Qt.Orientation.Horizontal), QDoubleSpinBox()
+        slider.setRange(round(LOWEST * _STEPS), round(HIGHEST * _STEPS))
+        slider.setPageStep(_STEPS // 10)
+        slider.setFixedWidth(_SLIDER_WIDTH)
+        slider.setAccessibleName(f"Strength of {ingredient.name}")
+        box.setRange(LOWEST, HIGHEST)
+        box.setSingleStep(0.05)
+        box.setDecimals(2)
+        box.setFixedWidth(72)
+        box.setAccessibleName(f"Strength of {ingredient.name} as a number")
+        spin_margin(box)
+        for widget in (slider, box, self.note):
+            widget.setToolTip(plain_tip(_tip(ingredient)))
+            widget.setAccessibleDescription(_tip(ingredient))
+        return slider, box
+
+    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802 -- Qt's name
+        """Where there is little room it is the name's."""
+        super().resizeEvent(event)
+        if self.ingredient.has_strength:
+            narrow = self.width() < _NARROW
+            self.note.setVisible(not narrow)
+            self.slider.setFixedWidth(_SLIDER_WIDTH * 3 // 4 if narrow else _SLIDER_WIDTH)
 
     @property
     def strength(self) -> float:
@@ -103,6 +108,24 @@ class AdapterRow(QFrame):
         self.slider.setEnabled(ticked)
         self.box.setEnabled(ticked)
         self.changed.emit()
+
+
+def _note(ingredient: Ingredient) -> str:
+    if ingredient.whole:
+        return "A whole model, without strength"
+    if ingredient.only_beside:
+        return "On or off, without strength"
+    return "Strength"
+
+
+def _tip(ingredient: Ingredient) -> str:
+    if ingredient.whole:
+        return "Full fine-tuning left a whole model: it answers alone, as it was trained."
+    if ingredient.only_beside:
+        return f"There is no strength for {ingredient.beside_words}: the tick switches on or off."
+    beside = f"\nActs on the low-rank updates alone: on or off, whatever the strength, is {ingredient.beside_words}." \
+        if ingredient.beside else ""
+    return _STRENGTH_TIP + beside
 
 
 class AdapterMixer(QWidget):

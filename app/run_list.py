@@ -1,19 +1,24 @@
-"""The run folders that can be asked and exported, found by names and times alone: quick enough for a click."""
+"""The run folders that can be asked and exported, found by names and times, but for runs that are not at their end:
+quick enough for a click."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from core.adapter_folder import is_adapter_folder
+from core.config import FullConfig
+from core.errors import CoreError
 from core.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
 class AdapterChoice:
-    """One adapter of a run: `checkpoint` is "" for the final one, else the checkpoint folder's name."""
+    """One adapter of a run: `checkpoint` is "" for the final one, else the checkpoint folder's name. `whole`: the model
+    that full fine-tuning left, or one of its checkpoints."""
 
     title: str
     checkpoint: str
     path: Path
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,21 @@ def run_choice(path: Path) -> RunChoice:
     """The adapters of one run folder."""
     run = RunFolder(path)
     found = []
-    if run.model.is_dir():
-        found.append(AdapterChoice("Final model", "", run.model))
+    whole = run.model.is_dir()
+    if whole:
+        found.append(AdapterChoice("Final model", "", run.model, whole))
     elif is_adapter_folder(run.adapter):
         found.append(AdapterChoice("Final adapter", "", run.adapter))
     for folder in reversed(run.checkpoint_folders()):
         if (folder / "manifest.json").is_file():
+            whole = whole or (not found and _is_full(run))  # no final one tells it yet
             step = int(folder.name.removeprefix("step-")) if folder.name[5:].isdigit() else 0
-            found.append(AdapterChoice(f"Step {step:,}", folder.name, folder))
+            found.append(AdapterChoice(f"Step {step:,}", folder.name, folder, whole))
     return RunChoice(path, tuple(found))
+
+
+def _is_full(run: RunFolder) -> bool:
+    try:
+        return isinstance(run.config().adapter, FullConfig)
+    except (CoreError, OSError):
+        return False  # told where the run is opened

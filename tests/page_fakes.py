@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from core import events, files
-from core.config import AdapterConfig, DataConfig, LoraConfig, ModelConfig, RunConfig, TrainingConfig
+from core.config import AdapterConfig, DataConfig, FullConfig, LoraConfig, ModelConfig, RunConfig, TrainingConfig
 from core.control import Control
 from core.engine.protocol import Ready
 from core.jobs import Job
@@ -46,17 +46,21 @@ def planned(total: int = 100, first_step: int = 0) -> events.Planned:
 
 
 def make_run(root: Path, name: str, log: list[events.Event] | None = None, *, rank: int = 8, rate: float = 2e-4,
-             model: str = "/models/SmolLM2", data: str = "/data/rows.jsonl", trained: bool = True) -> RunFolder:
-    """A run folder with a config, a log, an adapter and one checkpoint."""
+             model: str = "/models/SmolLM2", data: str = "/data/rows.jsonl", trained: bool = True,
+             adapter: AdapterConfig | None = None) -> RunFolder:
+    """A run folder with a config, a log, an adapter (after full fine-tuning a model) and one checkpoint."""
     run = RunFolder(root / name)
-    adapter: AdapterConfig = LoraConfig(rank=rank)
+    adapter = adapter or LoraConfig(rank=rank)
     run.write_config(RunConfig(model=ModelConfig(path=model), data=DataConfig(train=(data,)), adapter=adapter,
                                training=TrainingConfig(learning_rate=rate)))
     if log is None:
         log = [events.Started("Train", run.path, 1000.0, 1), planned(), *(step_done(n, 2 / n) for n in range(1, 11)),
                events.Evaluated(10, 0.5, 10, 0.1, True), events.Finished("finished", run.adapter)]
     files.write_text(run.events_path, "".join(events.to_json(event) + "\n" for event in log))
-    if trained:
+    if trained and isinstance(adapter, FullConfig):
+        files.write_text(run.model / "config.json", "{}")
+        files.write_text(run.checkpoint(10) / "manifest.json", "{}")
+    elif trained:
         folder = run.checkpoint(10)
         for place in (run.adapter, folder):
             files.write_text(place / "adapter_config.json", "{}")

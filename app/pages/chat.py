@@ -9,11 +9,12 @@ from PySide6.QtWidgets import QCheckBox, QHBoxLayout, QVBoxLayout, QWidget
 
 from app import theme
 from app.adapter_menu import AdapterMenu, adapter_name
-from app.adapter_mixer import AdapterMixer, Ingredient
+from app.adapter_mixer import AdapterMixer
 from app.answer_columns import AnswerColumns
 from app.chat_input import ChatInput
 from app.chat_settings import ChatSettings
 from app.chat_suggestions import Suggestions
+from app.ingredients import Ingredient, ingredient
 from app.mix_saver import MixSaver
 from app.operations import Operations
 from app.run_list import runs_with_adapters
@@ -87,7 +88,7 @@ class ChatPage(QWidget):
         self.picker.choose(Path())  # no run
         self._other_base = model
         self._run_changed()
-        self.mixer.add(Ingredient(path, adapter_name(path)))
+        self.mixer.add(ingredient(path, adapter_name(path)))
         self.input.setFocus()
 
     def refresh_runs(self) -> None:
@@ -231,15 +232,15 @@ class ChatPage(QWidget):
         self.answers.base.name.set_text(Path(self._model()).name if self._model() else "no base model chosen")
         first = None
         if run is not None and adapter is not None:
-            first = Ingredient(adapter.path, f"{run.name}, {adapter.title.lower()}", adapter.title == "Final model")
+            first = ingredient(adapter.path, f"{run.name}, {adapter.title.lower()}", whole=adapter.whole)
         self.mixer.set_first(first, keep_others=self._model() == self._mixed_on and not (first and first.whole))
         self._mixed_on = self._model()
         self.clear()
 
     # --- which adapters --------------------------------------------------------------------
 
-    def _add_adapter(self, ingredient: Ingredient) -> None:
-        self._say("" if self.mixer.add(ingredient) else f"{ingredient.name} is in the list already.")
+    def _add_adapter(self, one: Ingredient) -> None:
+        self._say("" if self.mixer.add(one) else f"{one.name} is in the list already.")
 
     @Slot()
     def _list_changed(self) -> None:

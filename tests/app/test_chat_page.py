@@ -1,6 +1,7 @@
 """The Chat page: streaming, stop, errors in place, several turns, examples."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +14,13 @@ from PySide6.QtWidgets import QPushButton
 from pytestqt.qtbot import QtBot
 
 from app import chat_examples
+from app.adapter_menu import run_ingredients
+from app.adapter_mixer import AdapterMixer
+from app.ingredients import ingredient
 from app.operations import Operations
 from app.pages.chat import ChatPage
-from core import events, jobs, records
+from core import events, files, jobs, records
+from core.config import FullConfig
 from core.control import Control
 from core.errors import Cancelled
 
@@ -365,6 +370,52 @@ def test_an_adapter_made_elsewhere_is_tried_on_its_base(qtbot: QtBot, root: Path
     bench.ask("Hello")
     bench.settle()
     assert bench.generated()[-1].model == "/models/SmolLM2" and len(bench.generated()[-1].uses) == 1
+
+
+def test_a_checkpoint_of_full_fine_tuning_is_a_whole_model(qtbot: QtBot, root: Path) -> None:
+    full = make_run(root, "full", adapter=FullConfig())
+    bench = Bench(qtbot, root)
+    page = bench.page
+    for final in (True, False):
+        if not final:
+            shutil.rmtree(full.model)  # it was interrupted
+            page.refresh_runs()
+        for checkpoint in ("", "step-000010") if final else ("step-000010",):
+            page.picker.choose(full.path, checkpoint)
+            row = page.mixer.rows[0]
+            assert row.ingredient.whole and row.slider.isHidden() and row.box.isHidden() and not row.tick.isEnabled()
+            assert "whole model" in row.note.text() and row.strength == 1.0
+            assert not page.add_button.isEnabled() and not page.mix_button.isEnabled()
+    assert [one.name for one in run_ingredients(root)] == ["first"]  # there is no adapter of it to add
+    page.picker.choose(root / "first")
+    assert not page.mixer.rows[0].slider.isHidden() and page.add_button.isEnabled() and page.mix_button.isEnabled()
+
+
+@pytest.mark.parametrize(("config", "beside", "words", "only"), [
+    ({"r": 8, "bias": "none"}, (), "", False),
+    ({"r": 8, "bias": "all"}, ("prefix",), "the prefix and the biases", False),
+    ({"modules_to_save": ["lm_head"], "trainable_token_indices": {"embed_tokens": [3]}}, ("bottleneck",),
+     "the bottleneck adapters, the modules that are trained whole and the new tokens", False),
+    ({"peft_type": "PREFIX_TUNING"}, (), "the prefix", True),
+    (None, ("bottleneck",), "the bottleneck adapters", True),
+])
+def test_what_has_no_strength_is_said(qtbot: QtBot, tmp_path: Path, config: dict[str, object] | None,
+                                      beside: tuple[str, ...], words: str, only: bool) -> None:
+    if config is not None:
+        files.write_text(tmp_path / "a" / "adapter_config.json", json.dumps(config))
+    for part, name in (("prefix", "adapter_config.json"), ("bottleneck", "bottleneck_config.json")):
+        if part in beside:
+            files.write_text(tmp_path / "a" / part / name, "{}")
+    mixer = AdapterMixer()
+    qtbot.addWidget(mixer)
+    mixer.add(ingredient(tmp_path / "a", "a"))
+    mixer.show()
+    row = mixer.rows[0]
+    assert (row.ingredient.beside_words, row.ingredient.only_beside) == (words, only)
+    assert row.slider.isVisible() != only and row.box.isVisible() != only and words in row.note.toolTip()
+    assert row.note.accessibleDescription() and row.slider.accessibleDescription() == row.note.accessibleDescription()
+    row.tick.setChecked(False)
+    assert row.strength == 0.0
 
 
 def test_the_mix_is_saved_as_asked(qtbot: QtBot, root: Path, tmp_path: Path) -> None:

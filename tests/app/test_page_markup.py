@@ -8,8 +8,8 @@ from PySide6.QtCore import Qt
 from PySide6.QtWidgets import QLabel, QPlainTextEdit, QTextEdit, QWidget
 from pytestqt.qtbot import QtBot
 
-from app.adapter_mixer import Ingredient
 from app.export_wizard import ExportWizard
+from app.ingredients import Ingredient
 from app.operations import Operations
 from app.pages.chat import ChatPage
 from app.pages.runs import RunsPage
