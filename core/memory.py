@@ -5,14 +5,13 @@ and the piece of the output layer that is at work. "Updating" is where all gradi
 works through them. The parts that are told are those of the moment that needs more.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from core.adalora_checks import method_bytes
-from core.adapter_shapes import BYTES, adapter_shapes, start_numbers
+from core.adapter_shapes import BYTES, start_numbers
 from core.base_memory import dequantised_bytes, weight_bytes
-from core.beside import beside_shapes, trained_whole
+from core.beside import trained_whole
 from core.config import FullConfig, QLoraConfig, RunConfig
 from core.kept_activations import Pass, kept_bytes
 from core.records import ModelCard, ModuleInfo
@@ -30,7 +29,6 @@ GAPS_ON_CUDA = 0.10  # torch's own allocator there
 _FP32 = BYTES["fp32"]
 VOCABULARY_BLOCK = 768  # tokens of the vocabulary at once, behind a frozen output layer in fp32 on the CPU
 _LOGIT_BYTES = 2 * _FP32  # a logit, and its exponential while they are summed
-_UPDATE_TENSORS = 2  # of the size of a trained one, which AdamW makes on its way
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,7 @@ def memory_parts(config: RunConfig, card: ModelCard, trained: Trained, work: Wor
         + dequantised_bytes(card, config.adapter, work.dtype),
         "output layer": _output_bytes(config, card, trained.targets, work),
     }
-    updating = {**held, "adapter": held["adapter"] + starts, "gradients": gradients,
-                "optimizer": held["optimizer"] + _UPDATE_TENSORS * _largest_trained(config, card, trained.targets)}
+    updating = {**held, "adapter": held["adapter"] + starts, "gradients": gradients}  # which is done in place
     computing["overhead"] = round((GAPS_ON_CUDA if work.on_cuda else GAPS) * computing["activations"])
     most = max(computing, updating, key=lambda parts: sum(parts.values()))
     most["overhead"] = most.get("overhead", 0) + _program_bytes(config, card, work.on_cuda)
@@ -106,16 +103,6 @@ def _output_bytes(config: RunConfig, card: ModelCard, targets: Sequence[ModuleIn
     in_one_pass = not learns and not work.on_cuda and work.dtype == "fp32"
     logits = work.once.tokens * min(VOCABULARY_BLOCK, card.vocabulary) if in_one_pass else work.logits
     return max(logits * _LOGIT_BYTES + of_head, 2 * of_head, of_layer)
-
-
-def _largest_trained(config: RunConfig, card: ModelCard, targets: Sequence[ModuleInfo]) -> int:
-    """Bytes of the largest tensor that the optimizer changes."""
-    if isinstance(config.adapter, FullConfig):
-        shapes = [shape for module in targets for _, shape in module.tensors]
-    else:
-        shapes = [*adapter_shapes(targets, config.adapter).values(),
-                  *beside_shapes(card.modules, targets, config.adapter).values()]
-    return _FP32 * max((math.prod(shape) for shape in shapes), default=0)
 
 
 def _program_bytes(config: RunConfig, card: ModelCard, on_cuda: bool) -> int:
