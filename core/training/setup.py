@@ -108,7 +108,8 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None) -> 
     _check_vocabulary(model, rows.largest_id)
     if spread:
         shard_base(model, device, ranks)
-    computing = choose_path(model, rows.train, config.training.packing, device)
+    with ranks.computing():
+        computing = choose_path(model, rows.train, config.training.packing, device)
     if computing.reason:
         yield Note(computing.reason)
     training = config.training.model_copy(update={

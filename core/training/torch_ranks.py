@@ -105,26 +105,29 @@ class TorchRanks(Ranks):
 
     def add_up(self, parameters: Sequence[nn.Parameter], loss: float, tokens: int, labels: int,
                ) -> tuple[float, int, int]:
-        """One all-reduce, in fp32 whatever the gradients are in.
+        """One all-reduce, in fp32 whatever the gradients are in; with GPUs the counts go before it, on the CPU.
 
         A parameter that no rank's rows have reached keeps no gradient, as in one process.
         """
         assert self._told is not None, "the steps obey the control that all ranks share"
-        device = parameters[0].device
-        found = [parameter.grad for parameter in parameters]
-        reached = torch.tensor([grad is not None for grad in found], dtype=torch.float32, device=device)
-        numbers = torch.tensor([loss, *_halves(tokens), *_halves(labels), *self._told.wishes()],
-                               dtype=torch.float32, device=device)
-        flat = torch.cat([*(_flat_gradient(parameter) for parameter in parameters), reached, numbers])
+        reached = [float(parameter.grad is not None) for parameter in parameters]
+        counts = torch.tensor([*reached, loss, *_halves(tokens), *_halves(labels), *self._told.wishes()])
+        flat = torch.cat([_flat_gradient(parameter) for parameter in parameters])
         with _watched(self):
-            dist.all_reduce(flat)
-        *gradients, reached, numbers = flat.split(
-            [*(parameter.numel() for parameter in parameters), len(reached), len(numbers)])
-        for parameter, gradient, count in zip(parameters, gradients, reached.tolist(), strict=True):
+            if flat.device.type == "cpu":
+                together = torch.cat([flat, counts])
+                dist.all_reduce(together)
+                flat, counts = together.split([len(flat), len(counts)])
+            else:  # a rank that is gone is noticed on the CPU; a GPU would wait for it without a word
+                dist.all_reduce(counts)
+                dist.all_reduce(flat)
+        gradients = flat.split([parameter.numel() for parameter in parameters])
+        found = counts.tolist()
+        for parameter, gradient, count in zip(parameters, gradients, found, strict=False):
             parameter.grad = gradient.view_as(parameter).to(parameter.dtype) if count else None
-        loss, *counts, stop, pause, checkpoint = numbers.tolist()
+        loss, *halves, stop, pause, checkpoint = found[len(parameters):]
         self._told.obey(stop, pause, checkpoint)
-        return loss, _whole(*counts[:2]), _whole(*counts[2:])
+        return loss, _whole(*halves[:2]), _whole(*halves[2:])
 
     def sums(self, *numbers: float) -> tuple[float, ...]:
         """In fp64 on the CPU; NaN and infinity stay what they are."""
