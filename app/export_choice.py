@@ -69,29 +69,42 @@ class ExportChoice:
 
 @dataclass(frozen=True)
 class ExportFacts:
-    """What is known of the run's adapter and of its base model (None until it was inspected)."""
+    """What is known of the run's adapter and of its base model (None until it was inspected). `stored` is the number
+    type of the files that are exported; "" takes it from the config. `unmergeable` says why there is no merged model.
+    """
 
     config: RunConfig
-    adapter_bytes: int  # as it lies in the run, fp32 unless chosen otherwise
+    adapter_bytes: int  # as it lies in the run
     card: ModelCard | None = None
+    stored: str = ""
+    unmergeable: str = ""
 
     @property
     def is_whole(self) -> bool:
         """Full fine-tuning: there is a model and no adapter."""
         return isinstance(self.config.adapter, FullConfig)
 
+    @property
+    def stored_dtype(self) -> str:
+        """The number type of the adapter's files, or of the fine-tuned model's."""
+        return self.stored if self.stored in _BYTES_OF else self.config.adapter.save_dtype
+
+    def natural_dtype(self, choice: ExportChoice) -> str:
+        """What "base" stands for; "" while not known."""
+        if choice.to == "adapter":  # the compatible form is computed anew
+            return "fp32" if choice.form == "compatible" else self.stored_dtype
+        return self.stored_dtype if self.is_whole else self.card.dtype if self.card is not None else ""
+
     def bytes_of(self, choice: ExportChoice) -> int:
         """How much the export takes, about; 0 while not known."""
+        dtype = self.natural_dtype(choice) if choice.dtype == "base" else choice.dtype
         if choice.to == "adapter":
-            stored = _BYTES_OF[self.config.adapter.save_dtype]
-            return self.adapter_bytes * _BYTES_OF.get(choice.dtype, stored) // stored
+            return self.adapter_bytes * _BYTES_OF[dtype] // _BYTES_OF[self.stored_dtype]
         if self.card is None:
             return 0
-        if choice.dtype == "base" and self.is_whole:
-            return self.card.parameters * _BYTES_OF[self.config.adapter.save_dtype]
-        if choice.dtype == "base":
+        if choice.dtype == "base" and not self.is_whole:
             return self.card.bytes_on_disk
-        return self.card.parameters * _BYTES_OF[choice.dtype]
+        return self.card.parameters * _BYTES_OF[dtype]
 
     def seconds_of(self, choice: ExportChoice) -> float:
         """How long writing and checking takes, about; 0 while not known."""

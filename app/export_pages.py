@@ -4,22 +4,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from PySide6.QtCore import QSignalBlocker, Qt, Slot
-from PySide6.QtGui import QMouseEvent
+from PySide6.QtCore import QSignalBlocker, Slot
 from PySide6.QtWidgets import (
     QButtonGroup,
     QComboBox,
     QFileDialog,
     QFormLayout,
-    QFrame,
     QLineEdit,
-    QRadioButton,
     QVBoxLayout,
     QWizard,
     QWizardPage,
 )
 
 from app import figures, theme
+from app.export_card import TargetCard
 from app.export_choice import ExportDtype, ExportForm, Target, folder_problem
 from app.export_state import ExportState
 from app.loader_table import LoaderTable
@@ -82,8 +80,8 @@ class WhatPage(ExportPage):
                 else self._problem.text or "There is no run with an adapter yet. Train one first.")
         facts = self.state.facts
         self._facts.setText("" if facts is None else
-                            f"Base model {Path(facts.config.model.path).name} · {method_words(facts.config)} · "
-                            f"adapter {size(facts.adapter_bytes)}")
+                            f"Base model {Path(facts.config.model.path).name} · {method_words(facts.config)}"
+                            + ("" if facts.is_whole else f" · adapter {size(facts.adapter_bytes)}"))
         self.completeChanged.emit()
 
     def _say_elsewhere(self) -> None:
@@ -98,33 +96,6 @@ class WhatPage(ExportPage):
         """A run that can be read is chosen."""
         chosen = bool(self.state.choice.base) or self.picker.adapter is not None
         return chosen and self.state.facts is not None
-
-
-class TargetCard(QFrame):
-    """A card that is chosen as a whole."""
-
-    def __init__(self, title: str, sentence: str) -> None:
-        super().__init__()
-        theme.set_role(self, "card")
-        self.radio = QRadioButton(title)
-        font = theme.font("section")
-        self.radio.setFont(font)
-        self.radio.setAccessibleDescription(sentence)
-        self.cost = label("", "help")
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(*[theme.CARD_MARGIN] * 4)
-        layout.addWidget(self.radio)
-        layout.addWidget(label(sentence, wrap=True))
-        layout.addStretch(1)
-        layout.addWidget(self.cost)
-        self.setMinimumSize(220, 150)
-        self.setCursor(Qt.CursorShape.PointingHandCursor)
-
-    def mousePressEvent(self, event: QMouseEvent) -> None:  # noqa: N802
-        """Anywhere on the card counts."""
-        self.radio.setChecked(True)
-        self.radio.setFocus()
-        super().mousePressEvent(event)
 
 
 class WherePage(ExportPage):
@@ -151,6 +122,7 @@ class WherePage(ExportPage):
         """Tick what was chosen before and say what it costs."""
         facts = self.state.facts
         self.cards["adapter"].setVisible(facts is None or not facts.is_whole)  # there is none after full fine-tuning
+        self.cards["merged"].set_reason(facts.unmergeable if facts is not None else "")
         self.cards[self.state.choice.to].radio.setChecked(True)
         self.show_costs()
 
@@ -163,7 +135,8 @@ class WherePage(ExportPage):
             needed = facts.bytes_of(choice) if facts else 0
             seconds = facts.seconds_of(choice) if facts else 0.0
             words = [f"about {size(needed)}" if needed else "", f"{figures.time_left(seconds)}" if seconds else ""]
-            card.cost.setText(" · ".join(word for word in words if word) or self.state.card_problem
+            reason = facts.unmergeable if facts is not None and target == "merged" else ""
+            card.cost.setText(reason or " · ".join(word for word in words if word) or self.state.card_problem
                               or "Looking at the base model…")
             theme.set_role(card, "card-chosen" if target == self.state.choice.to else "card")
 
@@ -213,7 +186,7 @@ class DetailsPage(ExportPage):
         self._form.addRow(self.problem)
         self._form.addRow(self.space)
         self.form.currentIndexChanged.connect(self._form_chosen)
-        state.facts_changed.connect(self._show_form)
+        state.facts_changed.connect(self._facts_came)
         self.dtype.currentIndexChanged.connect(self._take)
         self.shards.currentIndexChanged.connect(self._take)
         self.folder.textChanged.connect(self._take)
@@ -223,17 +196,7 @@ class DetailsPage(ExportPage):
         """Offer what fits the target."""
         choice, facts = self.state.choice, self.state.facts
         merged = choice.to == "merged"
-        from_run = not merged or (facts is not None and facts.is_whole)
-        kept = facts.config.adapter.save_dtype if facts and from_run else (
-            facts.card.dtype if facts and facts.card else "")
-        same = "As in the run" if from_run else "As in the base model"
-        self.dtype.blockSignals(True)
-        self.dtype.clear()
-        for words, value in ((f"{same} ({kept})" if kept else same, "base"), ("fp32", "fp32"), ("bf16", "bf16"),
-                             ("fp16", "fp16")):
-            self.dtype.addItem(words, value)
-        self.dtype.setCurrentIndex(max(0, self.dtype.findData(choice.dtype)))
-        self.dtype.blockSignals(False)
+        self._fill_types()
         self._form.setRowVisible(self.shards, merged)
         quantised = merged and is_quantised(facts.config if facts else None)
         self._form.setRowVisible(self.merge, quantised)
@@ -243,6 +206,24 @@ class DetailsPage(ExportPage):
                                 "by how much stands in the receipt.")
         self.folder.setText(str(self.state.choice.with_default_folder().out))
         self._take()
+
+    def _fill_types(self) -> None:
+        """The number types; the first one is what the files come in by themselves."""
+        choice, facts = self.state.choice, self.state.facts
+        kept = facts.natural_dtype(choice) if facts is not None else ""
+        if choice.to == "merged" and not (facts is not None and facts.is_whole):
+            same = "As in the base model"
+        elif choice.to == "adapter" and choice.form == "compatible":
+            same = "As it is computed"
+        else:
+            same = "As in the adapter" if choice.base else "As in the checkpoint" if choice.checkpoint \
+                else "As in the run"
+        with QSignalBlocker(self.dtype):
+            self.dtype.clear()
+            for words, value in ((f"{same} ({kept})" if kept else same, "base"), ("fp32", "fp32"), ("bf16", "bf16"),
+                                 ("fp16", "fp16")):
+                self.dtype.addItem(words, value)
+            self.dtype.setCurrentIndex(max(0, self.dtype.findData(choice.dtype)))
 
     @Slot()
     def _take(self) -> None:
@@ -256,6 +237,14 @@ class DetailsPage(ExportPage):
         self.folder.style().polish(self.folder)
         self.space.setText(self._space_words(out, needed))
         self.completeChanged.emit()
+
+    @Slot()
+    def _facts_came(self) -> None:
+        """The adapter or the base was looked at: its number type is known, and with it the size."""
+        self._fill_types()
+        self._show_form()
+        if self.folder.text():  # this page has been seen
+            self._take()
 
     @Slot()
     def _show_form(self) -> None:
@@ -273,7 +262,7 @@ class DetailsPage(ExportPage):
     @Slot()
     def _form_chosen(self) -> None:
         self.state.choose_form(cast(ExportForm, self.form.currentData()))
-        self._show_form()
+        self._facts_came()
 
     def _space_words(self, out: Path, needed: int) -> str:
         if not out.is_absolute():

@@ -1,11 +1,13 @@
 """What the pages of the export wizard share: the choice, what is known of it, and what came of the work."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from PySide6.QtCore import QObject, Signal, Slot
 
 from app.export_choice import ExportChoice, ExportFacts, ExportForm, Target
+from app.ingredients import BOTTLENECK, PREFIX, ingredient
 from app.operations import Operations
 from core import events, records
 from core.adapter_folder import adapter_folder_bytes
@@ -48,21 +50,29 @@ class ExportState(QObject):
             return f"{error.message} {error.hint}".strip()
         except OSError as error:
             return describe(error).message
-        self.facts = ExportFacts(config, weights)
+        # a checkpoint holds fp32, whatever the run's last files are saved as
+        beside = [words for words, table in ((PREFIX, config.prefix), (BOTTLENECK, config.bottleneck))
+                  if table is not None]
+        self.facts = ExportFacts(config, weights, stored="fp32" if checkpoint else "", unmergeable=_why_not(beside))
         self._inspect(config.model.path)
         if whole:
             self.adapter = None
             self.choose_target("merged")
         else:
+            if beside:
+                self.choose_target("adapter")
             self._look_at(adapter)
         return ""
 
     def choose_elsewhere(self, card: records.AdapterCard, base: str) -> None:
         """Take an adapter that was made elsewhere, on this base model."""
         self.choice = replace(self.choice, run_dir=card.path, checkpoint="", base=base)
-        save_dtype = card.dtype if card.dtype in ("bf16", "fp16") else "fp32"
-        adapter = LoraConfig(save_dtype=save_dtype)  # type: ignore[arg-type]
-        self.facts = ExportFacts(RunConfig(model=ModelConfig(path=base), adapter=adapter), card.bytes)
+        parts = ingredient(card.path, card.name)
+        self.facts = ExportFacts(RunConfig(model=ModelConfig(path=base), adapter=LoraConfig()), card.bytes,
+                                 unmergeable=_why_not([words for words in parts.beside
+                                                       if words in (PREFIX, BOTTLENECK)]))
+        if self.facts.unmergeable:
+            self.choose_target("adapter")
         self._inspect(base)
         self._adapter_came(events.AdapterInspected(card))
 
@@ -82,12 +92,15 @@ class ExportState(QObject):
     def _look_at(self, adapter: Path) -> None:
         """Ask how other programs read the adapter; the form that more of them read right is taken."""
         self.adapter = None
+        self.choose_form("peft")  # until it is known
         operation = self.operations.work(InspectAdapter(adapter, base=False), latest="export adapter")
         operation.on(events.AdapterInspected, self._adapter_came).on(events.Failed, self._adapter_unknown).start()
 
     @Slot(object)
     def _adapter_came(self, event: events.AdapterInspected) -> None:
         self.adapter = event.card
+        if self.facts is not None:
+            self.facts = replace(self.facts, stored=event.card.dtype)
         self.choose_form(event.card.best_form)
         self.facts_changed.emit()
 
@@ -112,3 +125,9 @@ class ExportState(QObject):
     def _not_inspected(self, failure: events.Failed) -> None:
         self.card_problem = failure.message
         self.facts_changed.emit()
+
+
+def _why_not(beside: Sequence[str]) -> str:
+    """Why an adapter with these parts beside the layers can not be merged."""
+    verb = "is" if tuple(beside) == (PREFIX,) else "are"
+    return f"Not possible: {' and '.join(beside)} {verb} no change of the weights." if beside else ""

@@ -14,6 +14,7 @@ from core.adapter_folder import (
 )
 from core.errors import CoreError
 
+PREFIX, BOTTLENECK = "the prefix", "the bottleneck adapters"
 _PREFIX_TYPE = "PREFIX_TUNING"  # PEFT's name
 
 
@@ -47,9 +48,9 @@ def ingredient(path: Path, name: str, *, whole: bool = False) -> Ingredient:
     config = _config(path / CONFIG_NAME)
     beside = []
     if config.get("peft_type") == _PREFIX_TYPE or (path / PREFIX_FOLDER / CONFIG_NAME).is_file():
-        beside.append("the prefix")
+        beside.append(PREFIX)
     if (path / BOTTLENECK_FOLDER / BOTTLENECK_CONFIG).is_file():
-        beside.append("the bottleneck adapters")
+        beside.append(BOTTLENECK)
     if config.get("bias") not in (None, "none"):
         beside.append("the biases")
     if config.get("modules_to_save"):

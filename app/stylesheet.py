@@ -91,8 +91,14 @@ QCheckBox::indicator:indeterminate, QTableView::indicator:indeterminate, QTreeVi
 QListView::indicator:indeterminate {{ background: {c.accent_fill};
     border-color: {c.accent_fill}; image: url("{dash}"); }}
 QCheckBox::indicator:disabled, QTreeView::indicator:disabled {{ border-color: {c.border}; background: {c.window}; }}
+QCheckBox::indicator:checked:disabled, QTreeView::indicator:checked:disabled {{ background: {c.dim_text}; }}
 QCheckBox::indicator:focus {{ border-color: {c.accent}; }}
-QCheckBox {{ spacing: 6px; }}
+QCheckBox, QRadioButton {{ spacing: 6px; }}
+QRadioButton::indicator {{ width: 14px; height: 14px; border: 1px solid {c.dim_text}; border-radius: 8px;
+    background: {c.surface}; }}
+QRadioButton::indicator:checked {{ width: 6px; height: 6px; border: 5px solid {c.accent_fill}; }}
+QRadioButton::indicator:disabled {{ border-color: {c.border}; }}
+QRadioButton::indicator:focus {{ border-color: {c.accent}; }}
 
 QTabBar::tab {{ background: transparent; color: {c.dim_text}; padding: 8px 12px; border: none;
     border-bottom: 2px solid transparent; }}
