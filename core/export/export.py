@@ -12,10 +12,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core import files
-from core.adapter_folder import adapter_folder_bytes
+from core.adapter_folder import (
+    BOTTLENECK_CONFIG,
+    BOTTLENECK_FOLDER,
+    CONFIG_NAME,
+    PREFIX_FOLDER,
+    adapter_folder_bytes,
+    read_object,
+)
 from core.control import Control
 from core.errors import AdapterError
 from core.events import Event, Progress, ReceiptReady, Result, Warned, to_plain
+from core.export.bases import public_name
 from core.export.card import CardFacts, model_card
 from core.export.keys import ModelKeys, match_keys, skeleton
 from core.export.merge import write_merged
@@ -158,11 +166,13 @@ def _export_adapter(job: Export, source: Source, folder: Path, out: Path,
                                "Choose bf16 or fp32 instead.")
     # where the base lies on this machine is nobody else's business
     origin = {key: value for key, value in source.adapter.origin.items() if key != "base_path"}
+    origin |= {"base_origin": source.base_origin} if "base_origin" in origin else {}
     if tensors:
         write_adapter(folder, tensors, config, origin)
     write_origin(folder, origin)
     copy_tokenizer(source.adapter.path, folder)
     copy_extras(source.adapter.path, folder, None if job.dtype == "base" else _TORCH_DTYPES[job.dtype], origin)
+    _name_base(folder, source.base_name)
     yield Progress("Writing the adapter", 1, 1)
     if not job.receipt:
         return None
@@ -172,6 +182,16 @@ def _export_adapter(job: Export, source: Source, folder: Path, out: Path,
     case = AdapterCase(source.base, source.adapter.path, wanted, folder, written.pairs, rounded, extras, written.extras,
                        source.adapter.contents, written.contents)
     return (yield from adapter_receipt(case, out, control))
+
+
+def _name_base(folder: Path, base_name: str) -> None:
+    """Call the base by its name in every configuration that an adapter's folder may hold."""
+    for path in (folder / CONFIG_NAME, folder / PREFIX_FOLDER / CONFIG_NAME,
+                 folder / BOTTLENECK_FOLDER / BOTTLENECK_CONFIG):
+        if path.exists():
+            config = read_object(path)
+            config["base_model_name_or_path"] = public_name(str(config.get("base_model_name_or_path") or ""), base_name)
+            files.write_text(path, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _in_form(form: str, adapter: AdapterFile) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, LoraPair]]:

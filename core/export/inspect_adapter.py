@@ -10,8 +10,9 @@ import torch
 
 from core.adapter_folder import adapter_folder_bytes
 from core.control import Control
-from core.errors import AdapterError, CoreError, ModelError
+from core.errors import CoreError
 from core.events import AdapterInspected, Event, Progress, Result
+from core.export.bases import find_bases, match_of, require_fit
 from core.export.change import delta_rows
 from core.export.keys import match_keys, skeleton
 from core.export.loaders import AdapterFacts, extra_verdicts, facts_of_config, verdicts
@@ -19,15 +20,12 @@ from core.export.shards import FLOATING, TensorReader, TensorRecord, read_checkp
 from core.jobs import InspectAdapter
 from core.lora.adalora_file import KIND as ADALORA
 from core.lora.adapter_file import AdapterFile, read_adapter
-from core.lora.extra_files import extra_misfit
-from core.lora.fit import misfit as shapes_misfit
 from core.lora.peft_keys import LoraPair
 from core.lora.plain_form import beyond_low_rank, compatible_form
 from core.lora.products import delta_norm
-from core.models.inspect import fingerprint, read_card
-from core.models.library import display_name, list_models, resolve
-from core.models.safety import check_files
-from core.records import AdaptedModule, AdapterCard, BaseMatch, LoaderVerdict, ModelCard
+from core.models.inspect import read_card
+from core.models.library import resolve
+from core.records import AdaptedModule, AdapterCard, BaseMatch, LoaderVerdict
 from core.start import adapter_folder, settings_from
 
 _DTYPE_WORDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
@@ -52,7 +50,7 @@ def inspect_adapter(job: InspectAdapter, control: Control) -> Iterator[Event]:
         base = resolve(job.model)
         known = read_card(base)
         require_fit(adapter, known)
-        bases = (BaseMatch(known.name, base, _match(adapter, known.fingerprint)),)
+        bases = (BaseMatch(known.name, base, match_of(adapter, known.fingerprint)),)
     else:
         bases = yield from find_bases(adapter, control)
     chosen = bases[0] if bases and (job.model or bases[0].match == "same") else None
@@ -155,68 +153,6 @@ def _origin(origin: dict[str, Any]) -> str:
                  if isinstance(part, dict)]
         return f"A mix of {', '.join(parts)}."
     return "Trained with LoRA Workbench." if origin.get("base_fingerprint") else "Made with another program."
-
-
-# --- its base --------------------------------------------------------------------------------
-
-
-def find_bases(adapter: AdapterFile, control: Control) -> Generator[Event, None, tuple[BaseMatch, ...]]:
-    """The models on this machine that the adapter fits: the very one it was trained on, else all whose shapes fit."""
-    candidates = _candidates(adapter)
-    trained_on = adapter.origin.get("base_fingerprint")
-    for done, path in enumerate(candidates if trained_on else []):
-        control.check()
-        yield Progress("Looking for its base model", done, len(candidates), "models")
-        if _fingerprint(path) == trained_on:
-            return (BaseMatch(display_name(path), path, "same"),)
-    found = []
-    for done, path in enumerate(candidates):
-        control.check()
-        yield Progress("Comparing shapes", done, len(candidates), "models")
-        try:
-            card = read_card(path)
-        except ModelError:
-            continue  # a model that can not be used is no base of anything
-        if not misfit(adapter, card):
-            found.append(BaseMatch(card.name, path, "fits"))
-    named = str(adapter.config.get("base_model_name_or_path") or "")
-    return tuple(sorted(found, key=lambda match: match.name not in (named, Path(named).name)))
-
-
-def _candidates(adapter: AdapterFile) -> list[Path]:
-    """Where the base may be: what the adapter itself names, then all models on this machine."""
-    paths = [entry.path for entry in list_models() if entry.state == "ready"]
-    for value in (adapter.config.get("base_model_name_or_path"), adapter.origin.get("base_path")):
-        if isinstance(value, str) and value and Path(value).is_dir():
-            paths.insert(0, Path(value))
-    unique: dict[Path, Path] = {}
-    for path in paths:
-        unique.setdefault(path.resolve(), path)
-    return list(unique.values())
-
-
-def _fingerprint(path: Path) -> str:
-    try:
-        return fingerprint(path, check_files(path))
-    except (ModelError, OSError):
-        return ""
-
-
-def _match(adapter: AdapterFile, found: str) -> Any:
-    return "same" if adapter.origin.get("base_fingerprint") == found else "fits"
-
-
-def misfit(adapter: AdapterFile, card: ModelCard) -> str:
-    """Why an adapter does not fit a model, naming the module; "" where it does."""
-    return shapes_misfit(adapter.contents, card.modules) or extra_misfit(adapter.extras, card.modules)
-
-
-def require_fit(adapter: AdapterFile, card: ModelCard) -> None:
-    """Raises AdapterError, naming the module, unless the adapter fits the model."""
-    reason = misfit(adapter, card)
-    if reason:
-        raise AdapterError(f"The adapter in {adapter.path} does not fit {card.name}: {reason}.",
-                           "Choose the base model that the adapter was trained on.")
 
 
 # --- how strongly it changes -----------------------------------------------------------------

@@ -6,12 +6,12 @@ from pathlib import Path
 from core.adapter_folder import is_adapter_folder, named_base
 from core.config import FullConfig, RunConfig
 from core.errors import AdapterError, ModelError
-from core.export.inspect_adapter import require_fit
+from core.export.bases import require_fit, trained_base
 from core.jobs import Export
 from core.lora.adapter_file import AdapterFile, read_adapter, read_origin
 from core.lora.peft_keys import Contents
 from core.models.inspect import fingerprint, read_card
-from core.models.library import display_name, resolve
+from core.models.library import display_name, hub_id, resolve
 from core.models.quantise import Quantisation, quantisation_in
 from core.models.safety import check_files, check_model_folder
 from core.runs.folder import RunFolder
@@ -46,17 +46,22 @@ def find_source(job: Export) -> Source:
     """
     run = RunFolder(job.run_dir.expanduser().absolute())
     if not run.config_path.exists() and is_adapter_folder(run.path):
-        return _foreign_source(run.path, job.base)
+        source = _foreign_source(run.path, job.base)
+    else:
+        source = _run_source(job, run)
+    if job.merge_into == "dequantised" and (job.to != "merged" or source.quantisation is None):
+        raise AdapterError("Only a merged model of a QLoRA run can be made of dequantised weights.",
+                           "Leave this choice at the original weights.")
+    return source
+
+
+def _run_source(job: Export, run: RunFolder) -> Source:
     config = run.config()
     base = resolve(config.model.path)
     if isinstance(config.adapter, FullConfig):
         return _whole_source(job, run, config, base)
     adapter = read_adapter(_adapter_folder(run, job.checkpoint))
-    source = _source(run.path.name, config, adapter, base)
-    if job.merge_into == "dequantised" and (job.to != "merged" or source.quantisation is None):
-        raise AdapterError("Only a merged model of a QLoRA run can be made of dequantised weights.",
-                           "Leave this choice at the original weights.")
-    return source
+    return _source(run.path.name, config, adapter, base)
 
 
 def _whole_source(job: Export, run: RunFolder, config: RunConfig, base: Path) -> Source:
@@ -84,6 +89,9 @@ def _foreign_source(folder: Path, named: str) -> Source:
             continue
         require_fit(adapter, read_card(base))
         return _source(folder.name, None, adapter, base)
+    base = trained_base(adapter)  # an export of ours says only what it is called
+    if base is not None:
+        return _source(folder.name, None, adapter, base)
     raise ModelError(f"It is not known which base model the adapter in {folder} belongs to.",
                      "Name its base model.")
 
@@ -94,8 +102,11 @@ def _source(name: str, config: RunConfig | None, adapter: AdapterFile, base: Pat
     if trained_on and trained_on != fingerprint(base, check_files(base)):
         raise ModelError(f"The base model in {base} is not the one that this adapter was trained on.",
                          "Its files have changed since; bring back the old ones, or train again.")
-    base_name = str(adapter.origin.get("base_name") or display_name(base))
-    return Source(name, config, adapter, base, base_name, str(adapter.origin.get("base_origin") or ""))
+    base_name = hub_id(base) or str(adapter.origin.get("base_name") or display_name(base))
+    base_origin = str(adapter.origin.get("base_origin") or "")
+    for place in filter(None, (str(base), str(adapter.origin.get("base_path") or ""))):
+        base_origin = base_origin.replace(place, base_name)  # the export's readers have another disk
+    return Source(name, config, adapter, base, base_name, base_origin)
 
 
 def _adapter_folder(run: RunFolder, checkpoint: str) -> Path:

@@ -1,11 +1,13 @@
 """Which models are on this machine: the starter, the library, the hub cache. Light, without torch."""
 
 import os
+import re
 from itertools import islice
 from pathlib import Path
 
 from core.config import STARTER
 from core.errors import ModelError
+from core.models.card_file import read_card_file
 from core.models.safety import check_files, require_folder
 from core.models.starter import STARTER_NAME, starter_path, starter_ready, starter_source
 from core.paths import models_root
@@ -48,6 +50,16 @@ def display_name(path: Path) -> str:
     return real.name
 
 
+def hub_id(path: Path) -> str:
+    """What a model folder is called on the Hugging Face hub, owner/name; "" where it is not known."""
+    real = path.absolute()
+    if real.parent.name == "snapshots" and real.parent.parent.name.startswith("models--"):
+        return _repository_name(real.parent.parent)
+    card = read_card_file(path)
+    fetched = re.fullmatch(r"([\w.-]+/[\w.-]+)@[0-9a-f]+", card.source_name) if card is not None else None
+    return fetched[1] if fetched is not None else ""
+
+
 def hub_cache() -> Path:
     """The cache of the Hugging Face tools on this machine, as they find it themselves."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
@@ -75,7 +87,7 @@ def _named(model: str) -> Path | None:
     for folder in (*_library_folders(), *_hub_folders()):
         if display_name(folder) == model:
             return folder
-    return None
+    return next((folder for folder in _library_folders() if "/" in model and hub_id(folder) == model), None)
 
 
 def _starter_entry() -> list[ModelEntry]:

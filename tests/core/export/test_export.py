@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 from export_help import Made, build_run, run_export
 from safetensors.torch import load_file, save_file
+from tiny_models import build_tiny
 
 from core import files
 from core.control import Control
 from core.errors import AdapterError, Cancelled, CoreError, ModelError
-from core.events import Progress, ReceiptReady, from_json, to_json
+from core.events import AdapterInspected, Progress, ReceiptReady, from_json, to_json
 from core.export import export as export_module
 from core.export.export import export
+from core.export.inspect_adapter import inspect_adapter
 from core.export.shards import ShardWriter
-from core.jobs import Export
+from core.jobs import Export, InspectAdapter
 from core.lora.adapter_file import read_adapter
 from core.models.load import load_tokenizer
 
@@ -56,6 +58,26 @@ def test_an_adapter_is_read_again(made: Made, tmp_path: Path) -> None:
     assert "base_path" not in found.origin
     assert found.origin["base_fingerprint"]
     assert "library_name: peft" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_an_export_calls_its_base_by_name_and_is_found_again(home: Path, tmp_path: Path) -> None:
+    base = build_tiny("llama", tmp_path / "elsewhere" / "my-llama")  # in no library: only the run knows where
+    made = build_run(home / "runs" / "first", base)
+    origin = json.loads((made.run.adapter / "workbench.json").read_text())
+    origin["base_origin"] = f"The folder {base} on this machine."
+    (made.run.adapter / "workbench.json").write_text(json.dumps(origin))
+    for form in ("peft", "compatible"):
+        out = tmp_path / form
+        run_export(Export(made.run.path, "adapter", out, form=form))  # type: ignore[arg-type]
+        assert read_adapter(out).config["base_model_name_or_path"] == "my-llama"
+        texts = [path.read_text() for path in out.rglob("*") if path.suffix in (".json", ".md")]
+        assert len(texts) >= 4
+        assert not any(str(base) in text for text in texts)
+        (card,) = [event.card for event in inspect_adapter(InspectAdapter(out), Control())
+                   if isinstance(event, AdapterInspected)]
+        assert [(match.path, match.match) for match in card.bases] == [(base, "same")]
+        assert run_export(Export(out, "merged", tmp_path / f"merged-{form}"))[0]["passed"] is True
+        assert str(base) not in (tmp_path / f"merged-{form}" / "README.md").read_text()
 
 
 def test_a_failed_receipt_is_never_success(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

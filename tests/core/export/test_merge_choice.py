@@ -102,17 +102,30 @@ def test_the_adapter_names_its_base_and_how_it_was_held(tmp_path: Path, bases: C
     _, receipt, _ = run_export(Export(run.path, "adapter", tmp_path / "out"))
     assert receipt is not None and receipt.passed
     found = read_adapter(tmp_path / "out")
-    assert found.config["base_model_name_or_path"] == str(bases("llama"))
+    assert found.config["base_model_name_or_path"] == "llama"
     assert found.origin[ORIGIN_KEY] == {"kind": "nf4", "double": True, "computed_in": "fp32"}
 
 
 def test_the_choice_is_only_for_merged_models_of_quantised_bases(tmp_path: Path, made: Any,
                                                                  bases: Callable[[str], Path]) -> None:
     run = _qlora_run(tmp_path / "q", bases("llama"))
+    base = str(made.base)
     for job in (Export(made.run.path, "merged", tmp_path / "out", merge_into="dequantised"),
-                Export(run.path, "adapter", tmp_path / "out", merge_into="dequantised")):
+                Export(run.path, "adapter", tmp_path / "out", merge_into="dequantised"),
+                Export(made.run.adapter, "merged", tmp_path / "out", base=base, merge_into="dequantised"),
+                Export(run.adapter, "adapter", tmp_path / "out", base=base, merge_into="dequantised")):
         with pytest.raises(AdapterError, match="Only a merged model of a QLoRA run"):
             run_export(job)
+
+
+def test_the_folder_of_an_adapter_is_merged_into_what_it_was_trained_over(tmp_path: Path,
+                                                                          bases: Callable[[str], Path]) -> None:
+    run = _qlora_run(tmp_path / "run", bases("llama"))
+    job = Export(run.adapter, "merged", tmp_path / "out", base=str(bases("llama")), merge_into="dequantised")
+    _, receipt, _ = run_export(job)
+    assert receipt is not None and receipt.passed
+    difference = _merged(tmp_path / "out") - _tried(run, bases("llama"), Quantisation("nf4", True))
+    assert float(difference.abs().max()) < 1e-4
 
 
 @pytest.fixture

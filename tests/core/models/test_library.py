@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_models import build_tiny
 
 from core.errors import ModelError
 from core.models import library, starter
-from core.models.library import display_name, list_models, resolve
+from core.models.card_file import new_card, write_card
+from core.models.library import display_name, hub_id, list_models, resolve
 from core.paths import models_root
 
 
@@ -86,3 +88,13 @@ def test_listing_needs_neither_torch_nor_transformers() -> None:
             "print([m for m in ('torch', 'transformers', 'numpy', 'PySide6', 'huggingface_hub') if m in sys.modules])")
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"
+
+
+def test_a_fetched_model_answers_to_its_name_on_the_hub(home: Path) -> None:
+    folder = build_tiny("llama", home / "models" / "mine")
+    assert hub_id(folder) == ""
+    write_card(folder, new_card("Fetched.", "somebody/tiny-llama@0123abcd", 1, ""))
+    assert hub_id(folder) == "somebody/tiny-llama"
+    assert resolve("somebody/tiny-llama") == resolve("mine") == folder
+    write_card(folder, new_card("Imported.", "tiny.gguf", 1, "0"))
+    assert hub_id(folder) == ""
