@@ -9,7 +9,7 @@ from app.draft import Draft
 from app.operations import Operation, Operations
 from core.config import RunConfig
 from core.errors import AdapterError
-from core.estimate import Estimate, estimate, measured, on_device
+from core.estimate import Estimate, estimate, measured, on_device, with_checkpointing
 from core.events import Failed, MemoryMeasured, Progress
 from core.jobs import ProbeMemory
 
@@ -92,12 +92,14 @@ class MemoryProbe(QObject):
     def _plain(self) -> Estimate | None:
         """As estimated; kept, as several places show it."""
         draft = self._draft
-        config = on_device(draft.config, list(draft.devices))
-        asked = (config, draft.card, draft.scan)
+        config, card = on_device(draft.config, list(draft.devices)), draft.card
+        asked = (config, card, draft.scan)
         if asked != self._asked:
             self._asked, self._found = asked, None
-            with contextlib.suppress(AdapterError):  # told at its field
-                self._found = estimate(config, draft.card, draft.scan) if draft.card is not None else None
+            if card is not None:
+                with contextlib.suppress(AdapterError):  # told at its field
+                    config = with_checkpointing(config, card, self.memory_bytes, draft.scan)
+                    self._found = estimate(config, card, draft.scan)
         return self._found
 
     @property

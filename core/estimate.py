@@ -23,6 +23,7 @@ from core.targets import select_targets
 # row makes a pack of its own. On two cores, packs of 384, 512, 768 and 1,024 tokens were equally fast.
 PACK_TOKENS = 512
 PACK_TOKENS_ON_CUDA = 1024
+_FILLED = 0.9  # of a device's memory is taken at most before layers are computed twice
 CHUNK_LOGITS = 16 * 2**20  # numbers of the output layer that are held at once: 64 MB in fp32
 
 
@@ -74,7 +75,8 @@ def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None
         targets=tuple(targets),
         memory=memory,
         assumptions=(dtype_words, f"At most {once.tokens:,} tokens are computed at once.",
-                     "The output layer is computed in pieces.", *method_words(targets, config.adapter)),
+                     "The output layer is computed in pieces.", *_twice(config),
+                     *method_words(targets, config.adapter)),
     )
 
 
@@ -86,6 +88,26 @@ def on_device(config: RunConfig, devices: Sequence[str]) -> RunConfig:
     best = next(iter(devices), "auto")
     device = {"auto": best, "all": best, "cuda": "cuda:0"}.get(config.training.device, config.training.device)
     return config.model_copy(update={"training": config.training.model_copy(update={"device": device})})
+
+
+def with_checkpointing(config: RunConfig, card: ModelCard, memory_bytes: int,
+                       scan: DataScanned | None = None) -> RunConfig:
+    """The run with activation checkpointing on or off in the place of auto: on where it would not fit otherwise.
+
+    Args:
+        config: the run on the device that it takes.
+        card: its base.
+        memory_bytes: of that device, for this run.
+        scan: of its data.
+
+    Raises:
+        AdapterError: the target layers match nothing.
+    """
+    if config.training.activation_checkpointing != "auto":
+        return config
+    fits = estimate(config, card, scan).memory_bytes <= _FILLED * memory_bytes
+    training = config.training.model_copy(update={"activation_checkpointing": "off" if fits else "on"})
+    return config.model_copy(update={"training": training})
 
 
 def measured(found: Estimate, difference: int) -> Estimate:
@@ -121,6 +143,11 @@ def _computing_dtype(config: RunConfig) -> tuple[str, str]:
     if isinstance(config.adapter, QLoraConfig):
         return dtype, f"The linear layers are held in {config.adapter.quantisation} and computed in {dtype}."
     return dtype, words
+
+
+def _twice(config: RunConfig) -> list[str]:
+    on = config.training.activation_checkpointing == "on"
+    return ["Layers are computed a second time for the backward pass."] if on else []
 
 
 def _held_dtype(config: RunConfig) -> tuple[str, str]:

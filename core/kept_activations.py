@@ -60,14 +60,20 @@ def kept_bytes(config: RunConfig, card: ModelCard, targets: Sequence[ModuleInfo]
     first_norm = last_norm = (card.hidden_size + 1) * _FP32
     from_embedding = any(module.layer < 0 and module.type == "Embedding" for module in card.modules
                          if module.name in adapted | whole)
-    token = last_norm - (0 if from_embedding else first_norm)  # nothing is learned from what enters the lowest norm
+    of_layers = []  # bytes of one token in each
     for number, layer in enumerate(layers):
-        token += sum(_norm_bytes(card, layer, module, whole, each) for module in layer) + _mlp_bytes(card, layer, each)
+        kept = sum(_norm_bytes(card, layer, module, whole, each) for module in layer) + _mlp_bytes(card, layer, each)
         if number or from_embedding or config.prefix is not None or _attention_learns(layer, adapted | whole):
-            token += _attention_bytes(card, layer, each, once)
-        token += sum(_input_bytes(config, layer, adapted, whole, dtype))
-    token += _FP32 * extra_activation_numbers(config, card.modules)
-    return once.tokens * token + len(layers) * _prefix_and_mask_bytes(config, card, layers, each, once)
+            kept += _attention_bytes(card, layer, each, once)
+        of_layers.append(kept + sum(_input_bytes(config, layer, adapted, whole, dtype)))
+    extra = _FP32 * extra_activation_numbers(config, card.modules)
+    masks = _prefix_and_mask_bytes(config, card, layers, each, once)
+    if config.training.activation_checkpointing == "on":  # what enters each layer, and one layer as a whole
+        inputs = each * card.hidden_size * card.layers
+        return once.tokens * (last_norm + inputs + max(of_layers, default=0) + extra // max(len(layers), 1)) + masks
+    # nothing is learned from what enters the lowest norm
+    token = last_norm - (0 if from_embedding else first_norm) + sum(of_layers) + extra
+    return once.tokens * token + len(layers) * masks
 
 
 def _attention_learns(layer: Sequence[ModuleInfo], learning: set[str]) -> bool:

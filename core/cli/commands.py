@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+from psutil import virtual_memory
+
 from core import estimate as estimates
 from core import files
 from core.adapter_folder import is_adapter_folder
@@ -146,7 +148,10 @@ def estimate(options: argparse.Namespace, control: Control) -> Iterator[Event]:
         card = read_shape_card(Path(config.model.path))
     else:
         card = yield from model_card(config.model.path, control)
-    found = estimates.estimate(estimates.on_device(config, _devices()), card)
+    devices = _devices()
+    there = estimates.on_device(config, list(devices))
+    memory = devices.get(there.training.device, virtual_memory().total)
+    found = estimates.estimate(estimates.with_checkpointing(there, card, memory), card)
     probed = {}
     if options.probe:
         peak = yield from _measured_peak(config, control)
@@ -178,16 +183,16 @@ def _measured_peak(config: RunConfig, control: Control) -> Generator[Event, None
     return peak
 
 
-def _devices() -> list[str]:
-    """Names of the devices that count for an estimate, the best first.
+def _devices() -> dict[str, int]:
+    """Bytes of memory of the devices that count for an estimate, the best first.
 
     torch knows them but takes seconds to import: it is asked only where a GPU's driver has left its tool.
     """
     if not any(shutil.which(tool) for tool in ("nvidia-smi", "rocm-smi", "amd-smi")):
-        return ["cpu"]
-    from core.models.device import available_devices  # noqa: PLC0415 - needs torch
+        return {"cpu": virtual_memory().total}
+    from core.models.device import device_memory  # noqa: PLC0415 - needs torch
 
-    return available_devices()
+    return device_memory()
 
 
 def _is_shape_only(path: Path) -> bool:

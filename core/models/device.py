@@ -173,6 +173,13 @@ def device_memory() -> dict[str, int]:
     return {name: _facts(torch.device(name), measure=False).memory_bytes for name in available_devices()}
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that a process may still take of a device; MPS shares the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
 def accelerator_words() -> str:
     """`NVIDIA H100 · 80 GB`: what computes by default; "" where that is the processor."""
     device = resolve_device("auto")

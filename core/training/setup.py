@@ -20,13 +20,14 @@ from core.data.prepare import PreparedData, prepare_rows
 from core.data.row_store import row_lengths
 from core.data.template import EncodedRow
 from core.errors import ConfigError, ModelError
+from core.estimate import with_checkpointing
 from core.events import Event, Note, Progress
 from core.lora.adaptation import Adaptation
 from core.lora.beside import add_tokens
 from core.lora.full import METHOD as FULL
 from core.lora.full import METHOD_KEY
 from core.lora.method import AdapterModule, Material
-from core.models.device import DTYPES, resolve_dtype
+from core.models.device import DTYPES, free_memory, resolve_dtype
 from core.models.inspect import read_card
 from core.models.library import resolve
 from core.models.load import load_model, load_tokenizer
@@ -36,6 +37,7 @@ from core.run_problems import Problem, length_problems, problems
 from core.training.computing_path import choose_path
 from core.training.loss import SummedLoss
 from core.training.parallel import Ranks
+from core.training.recompute import recompute_layers
 from core.training.shard import shard_base, should_shard
 
 _DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
@@ -100,28 +102,50 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None) -> 
     dtype = _agreed_dtype(config, ranks, device)
     yield Progress("Loading the model", 0, 0)
     quantisation = quantisation_of(config.adapter, DTYPES[dtype])
-    spread = should_shard(config, ranks, device, weight_bytes(card, config.adapter, dtype))
+    weights = weight_bytes(card, config.adapter, dtype)
+    spread = should_shard(config, ranks, device, weights)
+    elsewhere = weights - weights // ranks.place.world if spread else 0
+    config = _with_checkpointing(config, card, dtype, rows, device, ranks, elsewhere)
     model = load_model(path, torch.device("cpu") if spread else device, DTYPES[dtype], quantisation)
     control.check()
     adaptation = Adaptation(config)
     adaptation.install(model, Material(rows.train, config.training.seed, tokenizer, check=control.check))
     _check_vocabulary(model, rows.largest_id)
+    if config.training.activation_checkpointing == "on":
+        recompute_layers(model)
     if spread:
         shard_base(model, device, ranks)
     with ranks.computing():
         computing = choose_path(model, rows.train, config.training.packing, device)
     if computing.reason:
         yield Note(computing.reason)
-    training = config.training.model_copy(update={
-        "device": _device_to_keep(config, ranks, device), "dtype": dtype,
-        "packing": "on" if computing.packed else "off"})
-    resolved = config.model_copy(update={"training": training})
+    if config.training.activation_checkpointing == "on":
+        yield Note("Layers are computed a second time for the backward pass, which needs less memory.")
+    resolved = _with_training(config, device=_device_to_keep(config, ranks, device), dtype=dtype,
+                              packing="on" if computing.packed else "off")
     origin = _origin(resolved, card, path, rows, quantisation)
     for what, digest in (("base model", card.fingerprint), ("training rows", origin["data_digest"]),
                          ("settings", _digest_of_settings(resolved))):
         ranks.require_same(what, digest)
     return Setup(resolved, model, adaptation, path, device, rows.train, rows.validation, computing.summed_loss,
                  computing.batches, origin, ranks)
+
+
+def _with_checkpointing(config: RunConfig, card: ModelCard, dtype: str, rows: PreparedData, device: torch.device,
+                        ranks: Ranks, elsewhere: int) -> RunConfig:
+    """Activation checkpointing on or off, the same for all processes, by the memory before the model is loaded.
+
+    `elsewhere` bytes of the base are held by other processes.
+    """
+    longest = config.data.model_copy(update={"max_length": min(max(_longest(rows), 1), config.data.max_length)})
+    here = _with_training(config, device=str(device), dtype=dtype).model_copy(update={"data": longest})
+    chosen = ranks.agreed("activation checkpointing", lambda: with_checkpointing(
+        here, card, free_memory(device) + elsewhere).training.activation_checkpointing)
+    return _with_training(config, activation_checkpointing=chosen)
+
+
+def _with_training(config: RunConfig, **values: Any) -> RunConfig:
+    return config.model_copy(update={"training": config.training.model_copy(update=values)})
 
 
 def _longest(rows: PreparedData) -> int:

@@ -96,6 +96,16 @@ def test_each_method(tiny_model: Path, tmp_path: Path, sections: dict[str, Any])
     assert counted == pytest.approx(kept, rel=0.08)
 
 
+def test_layers_that_are_computed_twice_keep_what_enters_them(tiny_model: Path, tmp_path: Path) -> None:
+    """After the forward pass; in the backward, one layer at a time comes to it."""
+    found = {choice: kept_and_counted(config_for(tiny_model, tmp_path, adapter=ALL_LINEAR,
+                                                 training={"activation_checkpointing": choice}))
+             for choice in ("off", "on")}
+    layers = read_card(tiny_model).layers
+    assert found["on"][1] == pytest.approx(found["on"][0] + found["off"][0] / layers, rel=0.08)
+    assert found["on"][0] < 0.3 * found["off"][0]
+
+
 @pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_each_family(tmp_path: Path, family: str) -> None:
     model = build_tiny(family, tmp_path / family)
