@@ -10,7 +10,8 @@ from PySide6.QtGui import QUndoStack
 
 from app.config_change import ConfigChange, changed_config
 from app.operations import Operations
-from core.config import STARTER, RunConfig, field_errors
+from app.refusals import Refusals
+from core.config import STARTER, RunConfig
 from core.events import DataScanned, Failed, ModelInspected, Progress, Result
 from core.jobs import InspectModel, PrepareStarter, ScanData
 from core.records import ModelCard
@@ -54,7 +55,7 @@ class Draft(QObject):
         self._name = ""
         self._card: ModelCard | None = None
         self._scan: DataScanned | None = None
-        self._form_errors: dict[str, str] = {}
+        self._refusals = Refusals()
         self._failures: dict[str, Problem] = {}  # by the config section that was looked at
         self._problems: tuple[Problem, ...] = ()
         self._inspecting = False
@@ -120,12 +121,11 @@ class Draft(QObject):
 
     def set_values(self, values: dict[str, Any]) -> bool:
         """Change several fields as one step. False, and nothing changed, if one is refused."""
-        for path in values:
-            self._form_errors.pop(path, None)
+        self._refusals.forget(values)
         try:
             changed = changed_config(self._config, values)
         except ValidationError as error:
-            self._form_errors.update({path: self._sentence(path, text) for path, text in field_errors(error)})
+            self._refusals.tell_errors(self._config, error)
             self._update_problems()
             return False
         if changed != self._config:
@@ -134,27 +134,19 @@ class Draft(QObject):
             self._update_problems()
         return True
 
-    def _sentence(self, path: str, text: str) -> str:
-        """`it must be more than 0` of adapter.alpha -> `Alpha must be more than 0.`"""
-        section, _, field = path.partition(".")
-        info = type(getattr(self._config, section)).model_fields.get(field)
-        title = info.title if info and info.title else field
-        text = f"{title} {text.removeprefix('it ')}" if text.startswith("it must") else f"{title}: {text}"
-        return text if text.endswith(".") else f"{text}."
-
     @property
     def refused(self) -> frozenset[str]:
         """Fields that show something which the config does not take."""
-        return frozenset(self._form_errors)
+        return self._refusals.paths
 
     def set_error(self, path: str, message: str) -> None:
         """Mark a field whose text is no value at all; cleared by the next `set_value` of that field."""
-        self._form_errors[path] = message
+        self._refusals.tell(path, message)
         self._update_problems()
 
     def replace(self, config: RunConfig, name: str = "") -> None:
         """Take over a whole config (a sample, an opened run file, a repeated run); clears the undo steps."""
-        self._form_errors.clear()
+        self._refusals.clear()
         self.set_name(name)
         self.undo_stack.clear()
         self.apply(config)
@@ -173,13 +165,11 @@ class Draft(QObject):
 
     def forget_refused(self) -> None:
         """Take back the marks of fields that were refused."""
-        self._form_errors.clear()
+        self._refusals.clear()
 
     def apply(self, config: RunConfig) -> None:
         """Set the config without an undo step; used by the steps themselves."""
-        # another method, or a table left out, has other fields: what was refused in one of the old can't be corrected
-        self._form_errors = {path: text for path, text in self._form_errors.items()
-                             if _table(config, path) is _table(self._config, path)}
+        self._refusals.keep_common(self._config, config)
         self._config = config
         self.config_changed.emit(config)
         if self._model_key() != self._inspected:
@@ -314,16 +304,11 @@ class Draft(QObject):
 
     @Slot()
     def _update_problems(self) -> None:
-        form = [Problem(path, message, "") for path, message in self._form_errors.items()]
-        found = (*form, *self._failures.values(), *problems(self._config, self._card, self._scan, tuple(self.devices)))
+        found = (*self._refusals.problems(), *self._failures.values(),
+                 *problems(self._config, self._card, self._scan, tuple(self.devices)))
         if found != self._problems:
             self._problems = found
             self.problems_changed.emit(found)
-
-
-def _table(config: RunConfig, path: str) -> type:
-    """The kind of table in which a field lies; None's own where the table is left out."""
-    return type(getattr(config, path.partition(".")[0], None))
 
 
 def suggested_name(config: RunConfig) -> str:

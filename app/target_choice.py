@@ -1,7 +1,7 @@
 """What ticks in the tree of target layers mean in the config, and what the line of text below it means. No widgets."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from core.config import TARGET_PRESETS, FullConfig, LoraConfig, TargetedConfig
 from core.errors import AdapterError
@@ -10,6 +10,7 @@ from core.targets import ADAPTABLE, NAMED_ONLY, select_targets, takes_experts
 
 TARGETS = "adapter.target_modules"
 Target = str | tuple[str, ...]
+_EVERYTHING = ".*"  # as a pattern: all that the method and the layer range allow
 _NAME = re.compile(r"[\w.-]+")
 
 
@@ -38,9 +39,13 @@ def group_modules(modules: Sequence[ModuleInfo]) -> dict[str, list[ModuleInfo]]:
 
 def _short_name(place: str, places: Sequence[str]) -> str:
     """The shortest end of a place that no other one has."""
-    parts = place.split(".")
-    ends = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
-    return next((end for end in ends if sum(f".{other}".endswith(f".{end}") for other in places) == 1), place)
+    return next((end for end in _ends(place) if sum(f".{other}".endswith(f".{end}") for other in places) == 1), place)
+
+
+def _ends(name: str) -> Iterator[str]:
+    """`c`, `b.c` and `a.b.c` of a.b.c."""
+    parts = name.split(".")
+    return (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
 
 
 def selected(modules: Sequence[ModuleInfo], adapter: TargetedConfig) -> set[str]:
@@ -57,31 +62,47 @@ def selected(modules: Sequence[ModuleInfo], adapter: TargetedConfig) -> set[str]
 def as_config(modules: Sequence[ModuleInfo], ticked: set[str], adapter: TargetedConfig) -> dict[str, object]:
     """The config fields that choose exactly the ticked modules, in the shortest words.
 
-    A preset's name where one equals the choice, else kinds ("q_proj") where whole kinds are
-    ticked, else the full names of the modules. Names that mean nothing in the tree are kept. An empty choice is
-    passed on for the config to refuse.
+    A preset's name where one equals the choice, else kinds ("q_proj") where whole kinds are ticked, and the full
+    names of single modules. Names that mean nothing in the tree are kept. An empty choice is passed on for the
+    config to refuse.
     """
     shown = shown_modules(modules, adapter)
     values: dict[str, object] = {}
-    if ticked - selected(modules, _with_target(adapter, tuple(module.name for module in shown))):
+    if ticked - selected(modules, _with_target(adapter, _EVERYTHING)):
         values = {"adapter.first_layer": 0, "adapter.last_layer": None}  # the layer range would hide these ticks
         adapter = adapter.model_copy(update={"first_layer": 0, "last_layer": None})
     kept = _outside(modules, {module.name for module in shown}, adapter)
     for preset in presets(adapter) if not kept else ():
         if selected(modules, _with_target(adapter, preset)) == ticked:
             return values | {TARGETS: preset}
-    names = tuple(kind for kind, members in group_modules(shown).items()
-                  if any(member.name in ticked for member in members))
-    if selected(modules, _with_target(adapter, names)) != ticked:
-        names = tuple(module.name for module in shown if module.name in ticked)
-    return values | {TARGETS: (*names, *kept)}
+    groups = group_modules(shown)
+    for names in (_kinds(groups, ticked), _kinds_and_names(groups, ticked)):
+        if selected(modules, _with_target(adapter, names)) == ticked:
+            return values | {TARGETS: (*names, *kept)}
+    return values | {TARGETS: (*(module.name for module in shown if module.name in ticked), *kept)}
+
+
+def _kinds(groups: Mapping[str, Sequence[ModuleInfo]], ticked: set[str]) -> tuple[str, ...]:
+    """Those of which anything is ticked: right where the layer range leaves out the rest."""
+    return tuple(kind for kind, members in groups.items() if any(member.name in ticked for member in members))
+
+
+def _kinds_and_names(groups: Mapping[str, Sequence[ModuleInfo]], ticked: set[str]) -> tuple[str, ...]:
+    """Kinds that are ticked as a whole, and the full names of single modules."""
+    return tuple(name for kind, members in groups.items() for name in (
+        (kind,) if all(member.name in ticked for member in members)
+        else (member.name for member in members if member.name in ticked)))
 
 
 def _outside(modules: Sequence[ModuleInfo], shown: set[str], adapter: TargetedConfig) -> tuple[str, ...]:
     """Names of the list for which there is no box: they are not unticked by ticking something else."""
     target = adapter.target_modules
-    return tuple(name for name in target if not shown & selected(modules, _with_target(adapter, (name,)))) \
-        if isinstance(target, tuple) else ()
+    if isinstance(target, str):
+        return ()
+    in_reach = shown & selected(modules, _with_target(adapter, _EVERYTHING))
+    ends = {end for name in in_reach for end in _ends(name)}  # looked up, as a list may have a name for every module
+    return tuple(name for name in target
+                 if name not in ends and not shown & selected(modules, _with_target(adapter, (name,))))
 
 
 def _with_target(adapter: TargetedConfig, target: Target) -> TargetedConfig:

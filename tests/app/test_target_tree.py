@@ -64,8 +64,8 @@ def test_one_layer_makes_its_kind_partly_ticked_and_full_names(tree: TargetTree,
     with qtbot.waitSignal(tree.chosen) as caught:
         kind(tree, "q_proj").child(1).setCheckState(0, Unchecked)
     assert kind(tree, "q_proj").checkState(0) == Partly
-    names = caught.args[0]["adapter.target_modules"]
-    assert "model.layers.1.self_attn.q_proj" not in names and len(names) == 5
+    assert caught.args[0]["adapter.target_modules"] == (
+        "model.layers.0.self_attn.q_proj", "model.layers.2.self_attn.q_proj", "v_proj")
     assert not any(made.isChecked() for made in tree.presets.values())
 
 
@@ -83,7 +83,8 @@ def test_a_tick_outside_the_layer_range_opens_the_range(card: ModelCard) -> None
     assert as_config(adaptable(card.modules), ticked, adapter) == {"adapter.target_modules": "q-v"}
     values = as_config(adaptable(card.modules), {*ticked, "model.layers.0.self_attn.q_proj"}, adapter)
     assert (values["adapter.first_layer"], values["adapter.last_layer"]) == (0, None)
-    assert len(values["adapter.target_modules"]) == 5  # type: ignore[arg-type]
+    assert values["adapter.target_modules"] == (
+        "q_proj", "model.layers.1.self_attn.v_proj", "model.layers.2.self_attn.v_proj")
 
 
 def test_what_is_written_chooses_what_was_ticked(card: ModelCard) -> None:
@@ -210,3 +211,11 @@ def test_places_that_end_alike_stay_apart() -> None:
                for part in ("vision.encoder", "text.encoder") for layer in range(2)]
     groups = group_modules(modules)
     assert sum(len(members) for members in groups.values()) == 4 and len(groups) == 2
+
+
+def test_a_name_that_the_layer_range_hides_is_kept(card: ModelCard) -> None:
+    adapter = LoraConfig(target_modules=("q_proj", "lm_head"), first_layer=1)
+    ticked = selected(card.modules, adapter)
+    assert len(ticked) == 2
+    more = ticked | {"model.layers.1.self_attn.v_proj", "model.layers.2.self_attn.v_proj"}
+    assert as_config(card.modules, more, adapter) == {"adapter.target_modules": ("q_proj", "v_proj", "lm_head")}
