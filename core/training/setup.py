@@ -3,9 +3,8 @@
 import hashlib
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from core.config import FullConfig, PatternedConfig, RunConfig
 from core.control import Control
 from core.data.batching import Batch
 from core.data.prepare import PreparedData, prepare_rows
-from core.data.row_store import row_lengths
+from core.data.row_store import digest_of_all, row_lengths
 from core.data.template import EncodedRow
 from core.errors import ConfigError, ModelError
 from core.estimate import with_checkpointing
@@ -167,7 +166,7 @@ def _origin(config: RunConfig, card: ModelCard, path: Path, rows: PreparedData,
     origin: dict[str, Any] = {
         "base_fingerprint": card.fingerprint, "base_name": card.name, "base_path": str(path),
         "base_origin": card.origin, "base_parameters": card.parameters,
-        "data_digest": _digest(chain(rows.train, rows.validation))}
+        "data_digest": digest_of_all(rows.train, rows.validation)}
     if quantisation is not None:
         origin[ORIGIN_KEY] = quantisation.to_plain()
     if isinstance(config.adapter, FullConfig):
@@ -194,16 +193,6 @@ def _check_vocabulary(model: PreTrainedModel, largest: int) -> None:
     if largest >= known:
         raise ModelError(f"The tokenizer of this model makes token {largest}, but its embedding has only {known} rows.",
                          "The tokenizer files belong to another model.")
-
-
-def _digest(rows: Iterable[EncodedRow]) -> str:
-    """SHA-256 over all tokens of the rows in their order: a resumed run must see the same ones."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(len(row.input_ids).to_bytes(8, "little"))
-        digest.update(row.input_ids.tobytes())
-        digest.update(row.supervised.tobytes())
-    return digest.hexdigest()
 
 
 def _refuse(found: Sequence[Problem]) -> None:

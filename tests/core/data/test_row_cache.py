@@ -14,7 +14,7 @@ from core.control import Control
 from core.data import row_cache
 from core.data.prepare import PreparedData, prepare_rows
 from core.data.row_cache import entry_lock, entry_path, rows_root
-from core.data.row_store import RowWriter, StoredRows, is_whole, row_lengths
+from core.data.row_store import RowWriter, StoredRows, digest_of_all, is_whole, row_lengths
 from core.data.template import EncodedRow
 from core.errors import Cancelled, DataError
 from core.events import Event, Progress, Warned
@@ -61,6 +61,25 @@ def test_rows_come_back_as_they_were(tmp_path):
     assert stored[4].input_ids.dtype == np.int32 and stored[4].supervised.dtype == np.bool_
     with pytest.raises(IndexError):
         stored[100]
+
+
+def test_the_digest_of_all_tells_ids_supervision_and_order(tmp_path):
+    def digest(rows, *choices):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        with RowWriter(folder) as writer:
+            for row in rows:
+                writer.add(row)
+        return digest_of_all(*(StoredRows(folder, np.array(choice, np.int64)) for choice in choices))
+
+    rows = random_rows(20)
+    other_ids, other_supervision = random_rows(20), random_rows(20)
+    other_ids[3].input_ids[0] += 1
+    other_supervision[3].supervised[0] ^= True
+    whole = digest(rows, [0, 1, 3], [2])
+    assert whole == digest(rows, [0, 1, 3], [2])
+    assert len({whole, digest(rows, [1, 0, 3], [2]), digest(rows, [0, 1], [3, 2]), digest(rows, [0, 1, 3], []),
+                digest(other_ids, [0, 1, 3], [2]), digest(other_supervision, [0, 1, 3], [2])}) == 6
+    assert digest_of_all(rows) != digest_of_all(rows[1:]) and digest_of_all(rows) == digest_of_all(random_rows(20))
 
 
 def test_threads_may_read_at_once(tmp_path):
