@@ -20,6 +20,8 @@ class CardFacts:
     config: RunConfig | None  # None for an adapter that was trained elsewhere
     receipt: Receipt | None
     kind: str = "LoRA adapter"
+    token_rows: int = 0  # to which PEFT's user must grow the base's vocabulary first; 0 where it is large enough
+    has_tokenizer: bool = False  # an adapter's own, beside it
     beside: str = ""  # what lies in sub-folders, where PEFT does not look: "a prefix", "bottleneck adapters"
 
 
@@ -49,9 +51,14 @@ def _usage(facts: CardFacts) -> str:
                 "described in `bottleneck/bottleneck_config.json`. LoRA Workbench puts all of it together:\n\n"
                 '```sh\nlora-workbench chat "this folder"\n```\n')
     if facts.to == "adapter":
-        code = ("from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        own = facts.has_tokenizer
+        classes = "AutoModelForCausalLM, AutoTokenizer" if own else "AutoModelForCausalLM"
+        grow = ("# room for the new tokens, whose rows are the adapter's\n"
+                f"base.resize_token_embeddings({facts.token_rows}, mean_resizing=False)\n") if facts.token_rows else ""
+        code = (f"from peft import PeftModel\nfrom transformers import {classes}\n\n"
                 'base = AutoModelForCausalLM.from_pretrained("folder of the base model")\n'
-                'model = PeftModel.from_pretrained(base, "this folder")')
+                f'{grow}model = PeftModel.from_pretrained(base, "this folder")'
+                + ('\ntokenizer = AutoTokenizer.from_pretrained("this folder")' if own else ""))
     else:
         code = ("from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
                 'tokenizer = AutoTokenizer.from_pretrained("this folder")\n'

@@ -26,6 +26,7 @@ from core.events import Event, Progress, ReceiptReady, Result, Warned, to_plain
 from core.export.bases import public_name
 from core.export.card import CardFacts, model_card
 from core.export.keys import ModelKeys, match_keys, skeleton
+from core.export.loaders import rows_for_tokens
 from core.export.merge import write_merged
 from core.export.place import free_place, require_space, words_for_full_disk
 from core.export.plan import MergePlan, plan_merge
@@ -207,9 +208,11 @@ def _write_papers(folder: Path, job: Export, source: Source, receipt: Receipt | 
     if receipt is not None:
         plain = to_plain(ReceiptReady(receipt))["receipt"]
         files.write_text(folder / RECEIPT_NAME, json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+    kind, beside = _kind_words(source.adapter)
+    token_rows = rows_for_tokens(source.adapter.config)
     facts = CardFacts(job.to, source.base_name, source.base_origin, source.name, job.checkpoint,
-                      source.config, receipt,
-                      *_kind_words(source.adapter))
+                      source.config, receipt, kind, token_rows if token_rows > read_card(source.base).vocabulary else 0,
+                      (folder / "tokenizer_config.json").exists(), beside)
     files.write_text(folder / "README.md", model_card(facts))
 
 

@@ -23,9 +23,9 @@ class AdapterFacts:
     """What decides how an adapter is read.
 
     kind: `peft_type`. ranks, scales: by module, the scales being the true factors of B A. rank, alpha: of the
-    config. dora, rslora, bias: its flags. saved: modules saved whole. new_tokens: rows of single tokens.
-    embeddings: modules that are embeddings. convolutions: modules that are convolutions. experts: the updates of all
-    experts of a layer are in one tensor.
+    config. dora, rslora, bias: its flags. saved: modules saved whole. new_tokens: rows of single tokens, for which the
+    vocabulary must have token_rows rows. embeddings: modules that are embeddings. convolutions: modules that are
+    convolutions. experts: the updates of all experts of a layer are in one tensor.
     """
 
     kind: str
@@ -41,6 +41,7 @@ class AdapterFacts:
     embeddings: tuple[str, ...] = ()
     convolutions: tuple[str, ...] = field(default=())
     experts: bool = False
+    token_rows: int = 0
 
 
 def facts_of_config(config: Mapping[str, Any], ranks: Mapping[str, int], scales: Mapping[str, float],
@@ -51,8 +52,16 @@ def facts_of_config(config: Mapping[str, Any], ranks: Mapping[str, int], scales:
         rank=int(config.get("r") or config.get("init_r") or 0), alpha=float(config.get("lora_alpha") or 0),
         rslora=bool(config.get("use_rslora")), dora=bool(config.get("use_dora")),
         bias=str(config.get("bias") or "none"), saved=tuple(config.get("modules_to_save") or ()),
-        new_tokens=bool(config.get("trainable_token_indices")), embeddings=embeddings, convolutions=convolutions,
+        new_tokens=bool(config.get("trainable_token_indices")), token_rows=rows_for_tokens(config),
+        embeddings=embeddings, convolutions=convolutions,
         experts=any(not str(name).endswith(".weight") for name in config.get("target_parameters") or ()))
+
+
+def rows_for_tokens(config: Mapping[str, Any]) -> int:
+    """How many rows an embedding must have for the tokens whose rows the adapter gives; 0 where it gives none."""
+    given = config.get("trainable_token_indices") or []
+    lists = given.values() if isinstance(given, dict) else [given]
+    return max((index + 1 for indices in lists for index in indices), default=0)
 
 
 def verdicts(facts: AdapterFacts) -> list[LoaderVerdict]:
@@ -61,7 +70,11 @@ def verdicts(facts: AdapterFacts) -> list[LoaderVerdict]:
 
 
 def _peft(facts: AdapterFacts) -> LoaderVerdict:
-    return LoaderVerdict("peft", "exactly", "It knows every field of this file.")
+    why = "It knows every field of this file."
+    if facts.token_rows:
+        why = (f"It makes no room for new tokens: call base.resize_token_embeddings({facts.token_rows}) first where "
+               "the base has fewer rows.")
+    return LoaderVerdict("peft", "exactly", why)
 
 
 def _vllm(facts: AdapterFacts) -> LoaderVerdict:

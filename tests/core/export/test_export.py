@@ -4,8 +4,10 @@ import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from export_help import Made, build_run, run_export
 from safetensors.torch import load_file, save_file
 from tiny_models import build_tiny
@@ -20,7 +22,8 @@ from core.export.inspect_adapter import inspect_adapter
 from core.export.shards import ShardWriter
 from core.jobs import Export, InspectAdapter
 from core.lora.adapter_file import read_adapter
-from core.models.load import load_tokenizer
+from core.lora.attach import load_adapter
+from core.models.load import load_model, load_tokenizer
 
 
 def only_the_run(folder: Path) -> bool:
@@ -78,6 +81,28 @@ def test_an_export_calls_its_base_by_name_and_is_found_again(home: Path, tmp_pat
         assert [(match.path, match.match) for match in card.bases] == [(base, "same")]
         assert run_export(Export(out, "merged", tmp_path / f"merged-{form}"))[0]["passed"] is True
         assert str(base) not in (tmp_path / f"merged-{form}" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("token", [7, 386])  # one that the base has, and a new one
+def test_the_code_on_the_card_loads_what_was_exported(made: Made, tmp_path: Path, token: int) -> None:
+    path, config = made.run.adapter / "adapter_model.safetensors", made.run.adapter / "adapter_config.json"
+    rows = {"base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.full((1, 64), 0.5)}
+    save_file(load_file(path) | rows, path)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"trainable_token_indices": [token]}))
+    load_tokenizer(made.base).save_pretrained(made.run.adapter)
+    run_export(Export(made.run.path, "adapter", tmp_path / "out"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    code = card.split("```python\n")[1].split("\n```")[0]
+    assert ("resize_token_embeddings(387" in code) == (token == 386)
+    names: dict[str, Any] = {}
+    exec(code.replace("folder of the base model", str(made.base)).replace("this folder", str(tmp_path / "out")), names)
+    ours = load_model(made.base, torch.device("cpu"), torch.float32)
+    load_adapter(tmp_path / "out", ours)
+    ids = torch.tensor([[20, token, 30]])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits[..., :384], names["model"].eval()(ids).logits[..., :384], rtol=0,
+                                   atol=1e-4)
+    assert names["tokenizer"].encode("two") == load_tokenizer(made.base).encode("two")
 
 
 def test_a_failed_receipt_is_never_success(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

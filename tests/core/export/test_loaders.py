@@ -51,6 +51,13 @@ def test_a_higher_rank_names_the_setting_that_vllm_needs() -> None:
     assert "16" in verdicts(facts())[1].why
 
 
+def test_rows_of_new_tokens_need_room_in_peft() -> None:
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16}
+    for indices, rows in (({"embed_tokens": [3, 385], "lm_head": [3, 385]}, 386), ([7], 8), (None, 0)):
+        found = facts_of_config({**config, "trainable_token_indices": indices}, {"q": 8}, {"q": 2.0})
+        assert (f"resize_token_embeddings({rows})" in verdicts(found)[0].why) == (rows > 0)
+
+
 def build_patterned(folder: Path, base: Path) -> RunFolder:
     """A run whose adapter has rsLoRA and other ranks and alphas in places: two loaders misread it."""
     run = RunFolder(folder)
