@@ -175,6 +175,12 @@ class AdapterMixer(QWidget):
         """False where a whole model answers: nothing can be added to it."""
         return not any(row.ingredient.whole for row in self.rows)
 
+    def unmixed_words(self) -> str:
+        """Why what counts now can not be written as one adapter; "" where nothing speaks against it."""
+        told = (f"{row.ingredient.name} can not be mixed: {row.ingredient.beside_words} can not be added up."
+                for row in self.active() if row.ingredient.beside)
+        return next(told, "")
+
     def active(self) -> list[AdapterRow]:
         """The adapters that count now."""
         return [row for row in self.rows if row.strength]

@@ -26,6 +26,8 @@ from core.jobs import AdapterUse, Generate
 from core.paths import runs_root
 from core.runs.folder import RunFolder
 
+_MIX_TIP = "Write what answers now as one new adapter"
+
 
 class ChatPage(QWidget):
     """Asks the working engine through `operations`.
@@ -137,7 +139,7 @@ class ChatPage(QWidget):
         self.menu = AdapterMenu(self.add_button, self._root, self._add_adapter, self._say)
         self.mix_button = button("Save the mix…", lambda: self.saver.ask(self.mixer.active()),
                                  icon="floppy-disk",
-                                 tip="Write what answers now as one new adapter")
+                                 tip=_MIX_TIP)
         adapters = row(self.mixer, self.add_button, self.mix_button)
         adapters.setStretch(0, 1)
         adapters.insertStretch(1, 0)  # holds the buttons at the edge while the mixer is hidden
@@ -258,7 +260,9 @@ class ChatPage(QWidget):
     def _strength_changed(self) -> None:
         """What counts has changed: the next token of an answer that comes obeys."""
         self.answers.tuned.name.set_text(self.mixer.words() if self.mixer.rows else "")
-        self.mix_button.setEnabled(self.mixer.mixable and bool(self.mixer.active()))
+        unmixed = self.mixer.unmixed_words()
+        self.mix_button.setEnabled(self.mixer.mixable and bool(self.mixer.active()) and not unmixed)
+        self.mix_button.setToolTip(plain_tip(unmixed or _MIX_TIP))
         if self.busy and self._asked:
             self.answers.set_strengths(*self.mixer.strengths_of(self._asked))
 

@@ -391,6 +391,15 @@ def test_a_checkpoint_of_full_fine_tuning_is_a_whole_model(qtbot: QtBot, root: P
     assert not page.mixer.rows[0].slider.isHidden() and page.add_button.isEnabled() and page.mix_button.isEnabled()
 
 
+def test_what_can_not_be_mixed_is_said_before(qtbot: QtBot, root: Path, tmp_path: Path) -> None:
+    page = Bench(qtbot, root).page
+    files.write_text(tmp_path / "<b>" / "adapter_config.json", '{"bias": "all"}')
+    page.menu.take(tmp_path / "<b>")
+    assert not page.mix_button.isEnabled() and "&lt;b&gt; can not be mixed: the biases" in page.mix_button.toolTip()
+    page.mixer.rows[1].tick.setChecked(False)
+    assert page.mix_button.isEnabled() and "one new adapter" in page.mix_button.toolTip()
+
+
 @pytest.mark.parametrize(("config", "beside", "words", "only"), [
     ({"r": 8, "bias": "none"}, (), "", False),
     ({"r": 8, "bias": "all"}, ("prefix",), "the prefix and the biases", False),
