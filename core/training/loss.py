@@ -102,7 +102,16 @@ def chunked_loss(model: PreTrainedModel, batch: Batch) -> Tensor:
     assert isinstance(head, nn.Linear)
     softcap = getattr(model.config, "final_logit_softcapping", None)
     chosen = hidden.flatten(0, 1)[batch.predicting]
+    scale = _logit_scale(model)
+    if scale != 1.0 and head.bias is None:
+        chosen = chosen * scale
     return chunked_cross_entropy(chosen, head.weight, head.bias, batch.labels, softcap)
+
+
+def _logit_scale(model: PreTrainedModel) -> float:
+    """What the logits are multiplied with in Cohere's models; Granite's are divided."""
+    times, by = (getattr(model.config, name, None) or 1.0 for name in ("logit_scale", "logits_scaling"))
+    return float(times) / float(by)
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:

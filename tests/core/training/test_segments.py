@@ -1,5 +1,6 @@
 """Packed rows are kept apart exactly, and the chunked loss is the loss, in every family."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_models import FAMILIES, build_tiny, some_quick
+from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, PretrainedConfig
 
 from core.config import LoraConfig
 from core.data.batching import pack, pad, step_rows
@@ -65,6 +67,22 @@ def test_every_family_takes_the_fast_path(family: str, tmp_path: Path) -> None:
     model = _adapted(build_tiny(family, tmp_path / family))
     loss, _, packing, reason = choose_path(model, _rows((30, 25, 40)), "auto", CPU)
     assert (loss, packing, reason) == (chunked_loss, True, "")
+
+
+@pytest.mark.parametrize("kind", [
+    lambda common: CohereConfig(**common, logit_scale=0.3, num_key_value_heads=2),
+    lambda common: GraniteConfig(**common, logits_scaling=4.0, num_key_value_heads=2),
+], ids=["times (Cohere)", "divided by (Granite)"])
+def test_logits_that_are_scaled_take_the_fast_path_too(kind: Callable[[dict[str, int]], PretrainedConfig]) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(kind({
+        "vocab_size": 384, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "max_position_embeddings": 256, "pad_token_id": 0})).eval()
+    rows = _rows((12, 40))
+    expected = sum(direct_loss(model, pad([row])[0]) for row in rows)
+    torch.testing.assert_close(chunked_loss(model, pad(rows)[0]), expected, rtol=1e-5, atol=1e-4)
+    path = choose_path(model, rows, "auto", CPU)
+    assert path.summed_loss is chunked_loss and path.packed, path.reason
 
 
 def test_a_model_that_leaks_between_rows_is_padded_and_says_so(tiny_model: Path,
