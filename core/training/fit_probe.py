@@ -34,6 +34,9 @@ def probe_memory(job: jobs.ProbeMemory, control: Control) -> Iterator[Event]:
         CoreError: what would keep the run from starting, or the step needs more memory than there is.
         Cancelled: a stop was asked for; the process is gone.
     """
+    if job.config.training.parallel == "shard":
+        raise CoreError("A step of a base that several GPUs share can not be measured by one process.",
+                        "Set training.parallel to auto to measure it on one.")
     with tempfile.TemporaryFile() as log, _process(log) as process:
         lines = _asked(process, json.dumps(jobs.to_plain(job)))
         measured = None

@@ -45,6 +45,12 @@ def test_what_would_keep_a_run_from_starting_is_told(config: RunConfig) -> None:
         list(probe_memory(ProbeMemory(wrong), Control()))
 
 
+def test_a_shared_base_is_not_measured_as_if_it_were_whole(config: RunConfig) -> None:
+    shared = config.model_copy(update={"training": config.training.model_copy(update={"parallel": "shard"})})
+    with pytest.raises(CoreError, match="several GPUs share"):
+        list(probe_memory(ProbeMemory(shared), Control()))
+
+
 def test_a_stop_ends_the_process(config: RunConfig) -> None:
     control = Control()
     control.stop()
