@@ -11,7 +11,7 @@ from app.ingredients import BOTTLENECK, PREFIX, ingredient
 from app.operations import Operations
 from core import events, records
 from core.adapter_folder import adapter_folder_bytes
-from core.config import FullConfig, LoraConfig, ModelConfig, RunConfig
+from core.config import FullConfig, LoraConfig, ModelConfig, QLoraConfig, RunConfig
 from core.errors import CoreError, describe
 from core.jobs import InspectAdapter, InspectModel
 from core.runs.folder import RunFolder
@@ -68,7 +68,8 @@ class ExportState(QObject):
         """Take an adapter that was made elsewhere, on this base model."""
         self.choice = replace(self.choice, run_dir=card.path, checkpoint="", base=base)
         parts = ingredient(card.path, card.name)
-        self.facts = ExportFacts(RunConfig(model=ModelConfig(path=base), adapter=LoraConfig()), card.bytes,
+        adapter = QLoraConfig(quantisation=card.quantisation) if card.quantisation else LoraConfig()
+        self.facts = ExportFacts(RunConfig(model=ModelConfig(path=base), adapter=adapter), card.bytes,
                                  unmergeable=_why_not([words for words in parts.beside
                                                        if words in (PREFIX, BOTTLENECK)]))
         if self.facts.unmergeable:

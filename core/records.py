@@ -123,6 +123,7 @@ class AdapterCard:
     settings: dict[str, Any] = field(default_factory=dict)
     unlike: str = ""
     origin: str = ""  # a sentence: what is known of where it came from
+    quantisation: Literal["", "nf4", "int8"] = ""  # how the base was held while it was trained, where that is known
 
     @property
     def best_form(self) -> Literal["peft", "compatible"]:

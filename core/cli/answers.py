@@ -11,9 +11,10 @@ from typing import Any
 from core.adapter_folder import is_adapter_folder, named_base
 from core.control import Control
 from core.engine.job_table import JobRunner
-from core.errors import AdapterError, CoreError
+from core.errors import AdapterError, CoreError, ModelError
 from core.events import Event, GenerationDone, Note, Result, TokenGenerated
 from core.jobs import AdapterUse, Generate
+from core.models.library import resolve
 from core.runs.folder import RunFolder
 
 Turns = tuple[tuple[str, str], ...]
@@ -77,6 +78,17 @@ def _base_of_adapter(path: Path) -> str:
     base = named_base(path)
     if not base:
         raise AdapterError(f"The adapter in {path} does not say which base model it belongs to.")
+    try:
+        resolve(base)
+    except ModelError:  # an export names its base, which may lie anywhere; the adapter knows it by its fingerprint
+        from core.export.bases import trained_base  # noqa: PLC0415 - needs torch
+        from core.lora.adapter_file import read_adapter  # noqa: PLC0415
+
+        found = trained_base(read_adapter(path))
+        if found is None:
+            raise AdapterError(f"The base model {base!r} of this adapter was not found on this machine.",
+                               f"If it is here, name it: `lora-workbench chat BASE --adapter {path}`.") from None
+        return str(found)
     return base
 
 

@@ -25,6 +25,7 @@ from core.lora.plain_form import beyond_low_rank, compatible_form
 from core.lora.products import delta_norm
 from core.models.inspect import read_card
 from core.models.library import resolve
+from core.models.quantise import Quantisation, quantisation_in
 from core.records import AdaptedModule, AdapterCard, BaseMatch, LoaderVerdict
 from core.start import adapter_folder, settings_from
 
@@ -69,7 +70,8 @@ def describe(adapter: AdapterFile) -> AdapterCard:
     tensors += [*adapter.contents.parameters.values(), *(rows.values for rows in adapter.contents.rows.values())]
     # of B, as the A of AdaLoRA comes multiplied out in fp32
     dtype = next((pair.lora_b.dtype for pair in adapter.pairs.values()), tensors[0].dtype if tensors else None)
-    settings, unlike = _settings(adapter)
+    held = quantisation_in(adapter.origin)
+    settings, unlike = _settings(adapter, held)
     facts = facts_of(adapter)
     return AdapterCard(
         path=adapter.path, name=adapter.path.parent.name if adapter.path.name == "adapter" else adapter.path.name,
@@ -82,7 +84,8 @@ def describe(adapter: AdapterFile) -> AdapterCard:
                                     delta_norm(pair) if pair.magnitude is None else None)
                       for name, pair in adapter.pairs.items()),
         loaders=tuple(_verdicts(adapter, facts)), compatible=tuple(compatible_verdicts(adapter)),
-        settings=settings, unlike=unlike, origin=_origin(adapter.origin))
+        settings=settings, unlike=unlike, origin=_origin(adapter.origin),
+        quantisation=held.kind if held is not None else "")
 
 
 def _folded_away(adapter: AdapterFile) -> int:
@@ -112,11 +115,13 @@ def compatible_verdicts(adapter: AdapterFile) -> list[Any]:
                                     dict.fromkeys(facts.scales, 1.0), facts.embeddings, facts.convolutions))
 
 
-def _settings(adapter: AdapterFile) -> tuple[dict[str, Any], str]:
+def _settings(adapter: AdapterFile, held: Quantisation | None) -> tuple[dict[str, Any], str]:
     try:
         settings = settings_from(adapter.config, list(adapter.pairs), adapter.origin)
     except ValueError as error:
         return {}, str(error)
+    if held is not None and settings["method"] == "lora":  # it goes on over a base that is held alike
+        settings |= {"method": "qlora", "quantisation": held.kind, "double_quantisation": held.double}
     return {**settings, "start_from": str(adapter.path)}, ""
 
 

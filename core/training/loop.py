@@ -118,7 +118,7 @@ def _run(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks, chec
     for problem in problems or []:
         yield Warned(f"A newer checkpoint was passed over: {problem}.", "Nothing was deleted.")
     torch.manual_seed(config.training.seed)
-    setup = yield from prepare(config, control, ranks)
+    setup = yield from prepare(config, control, ranks, resumed=checkpoint is not None)
     if setup.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(setup.device)  # that of an earlier run in this process is not this one's
     setup, frozen = yield from choose_frozen(setup, run.path)

@@ -26,7 +26,7 @@ from core.lora.beside import add_tokens
 from core.lora.full import METHOD as FULL
 from core.lora.full import METHOD_KEY
 from core.lora.method import AdapterModule, Material
-from core.models.device import DTYPES, free_memory, resolve_dtype
+from core.models.device import DTYPES, available_devices, free_memory, resolve_dtype
 from core.models.inspect import read_card
 from core.models.library import resolve
 from core.models.load import load_model, load_tokenizer
@@ -76,13 +76,15 @@ class Setup:
         return 4 * self.trainable_parameters
 
 
-def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None) -> Generator[Event, None, Setup]:
+def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None, *,
+            resumed: bool = False) -> Generator[Event, None, Setup]:
     """Load the model, put the adapter on, prepare the rows, choose the computing path.
 
     Args:
         config: what the run file says.
         control: tells of a stop.
         ranks: the processes of the run; None is this one alone.
+        resumed: the trained numbers are in a checkpoint.
 
     Raises:
         CoreError: anything that the person can mend: model, data, targets, device.
@@ -92,7 +94,7 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None) -> 
     yield Progress("Reading the model", 0, 0)
     card = read_card(path)
     device = ranks.device(config.training.device)
-    _refuse(problems(config, card))
+    _refuse(problems(config, card, devices=available_devices(), resumed=resumed))
     tokenizer = load_tokenizer(path)
     if isinstance(config.adapter, PatternedConfig):
         add_tokens(tokenizer, config.adapter.new_tokens)

@@ -13,6 +13,7 @@ from pytestqt.qtbot import QtBot
 from app.export_choice import ExportChoice, ExportFacts
 from app.export_state import ExportState
 from app.export_wizard import ExportWizard
+from app.merge_choice import is_quantised
 from app.operations import Operations
 from core import events, files, jobs
 from core.config import FullConfig, LoraConfig, NoAdapterConfig, RunConfig
@@ -102,6 +103,16 @@ def test_an_adapter_made_elsewhere_tells_its_own(qtbot: QtBot, tmp_path: Path) -
     wizard.show()
     to_details(wizard)
     assert natural(wizard) == "As in the adapter (fp16)"
+    settle(qtbot, wizard.state)
+
+
+@pytest.mark.parametrize("held", ["", "nf4"])
+def test_an_adapter_of_a_quantised_base_asks_into_which_weights(held: str, qtbot: QtBot, tmp_path: Path) -> None:
+    wizard = ExportWizard(Operations(looking(ADAPTER), looking(ADAPTER)), root=lambda: tmp_path)
+    qtbot.addWidget(wizard)
+    wizard.state.choose_elsewhere(replace(ADAPTER, quantisation=held), "/models/theirs")
+    facts = wizard.state.facts
+    assert facts is not None and is_quantised(facts.config) == bool(held)
     settle(qtbot, wizard.state)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from core.control import Control
 from core.errors import CoreError
 from core.events import Event, MemoryMeasured, Note, Progress, Result, TokenGenerated
 from core.jobs import ProbeMemory
+from core.paths import runs_root
 from core.runs.folder import RunFolder
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -319,6 +321,17 @@ def test_train_chat_export_inspect(run_file: Path, tmp_path: Path, tiny_model: P
         assert main(["export", str(run_dir), "--to", kind, "--out", str(out), "--dtype", "fp32", "--json"]) == 0
         assert last_json(capsys)["event"] == "Result"
         assert list(out.glob("*.safetensors"))
+
+    # an export does not tell where its base lies: it is named, or known from a run of this machine
+    question = ["--prompt", "3 teas", "--max-new-tokens", "5", "--json"]
+    assert main(["chat", str(tmp_path / "adapter"), *question]) == 1
+    told = capsys.readouterr()
+    assert "was not found" in told.out + told.err and "--adapter" in told.out + told.err
+    assert main(["chat", str(tiny_model), "--adapter", str(tmp_path / "adapter"), *question]) == 0
+    assert last_json(capsys)["answer"] == answer["answer"]
+    shutil.copytree(run_dir, runs_root() / "known")
+    assert main(["chat", str(tmp_path / "adapter"), *question]) == 0
+    assert last_json(capsys)["answer"] == answer["answer"]
 
     assert main(["inspect", str(run_dir), "--json"]) == 0
     described = last_json(capsys)

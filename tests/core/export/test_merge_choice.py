@@ -13,6 +13,7 @@ from tiny_models import some_quick
 from core.config import ModelConfig, QLoraConfig, RunConfig, parse_config
 from core.control import Control
 from core.errors import AdapterError
+from core.export.inspect_adapter import describe
 from core.jobs import Export, Train
 from core.lora.adapter_file import read_adapter, save_adapter
 from core.lora.attach import load_adapter
@@ -104,6 +105,9 @@ def test_the_adapter_names_its_base_and_how_it_was_held(tmp_path: Path, bases: C
     found = read_adapter(tmp_path / "out")
     assert found.config["base_model_name_or_path"] == "llama"
     assert found.origin[ORIGIN_KEY] == {"kind": "nf4", "double": True, "computed_in": "fp32"}
+    card = describe(found)
+    assert card.quantisation == "nf4"
+    assert (card.settings["method"], card.settings["double_quantisation"]) == ("qlora", True)  # where it goes on
 
 
 def test_the_choice_is_only_for_merged_models_of_quantised_bases(tmp_path: Path, made: Any,

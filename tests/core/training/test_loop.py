@@ -217,8 +217,8 @@ def test_steps_without_a_finite_loss_are_left_out_and_then_end_the_run(
         tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = loop.prepare
 
-    def poisoned(*args):
-        setup = yield from real(*args)
+    def poisoned(*args, **values):
+        setup = yield from real(*args, **values)
         return dataclasses.replace(setup, summed_loss=lambda model, batch: setup.summed_loss(model, batch) * torch.nan)
 
     monkeypatch.setattr(loop, "prepare", poisoned)
