@@ -24,12 +24,22 @@ def make_optimizer(groups: list[dict[str, Any]], config: RunConfig, device: torc
                                 "betas": (0.9, training.adam_beta2)}
     if name == "adamw":
         # all in one pass over the numbers; torch computes it so on CUDA and on the CPU, on MPS only in later versions
-        return torch.optim.AdamW(groups, **settings, fused=device.type in ("cuda", "cpu"))
+        optimizer = torch.optim.AdamW(groups, **settings, fused=device.type in ("cuda", "cpu"))
+        optimizer.register_step_post_hook(_count_as_changed)
+        return optimizer
     if device.type != "cuda":
         raise CoreError(f"The optimizer {name} needs CUDA, this run computes on {device}.",
                         "Choose adamw as the optimizer.")
     kinds = bitsandbytes().optim
     return (kinds.AdamW8bit if name == "adamw-8bit" else kinds.PagedAdamW)(groups, **settings)
+
+
+def _count_as_changed(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """The fused kernel changes numbers without a word; what is made of them once a step (DoRA's norm) must know."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                torch.autograd.graph.increment_version(parameter)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
