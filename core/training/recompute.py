@@ -11,22 +11,15 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from core.errors import CoreError
 from core.training.frozen_part import decoder_layers
 
 
-def recompute_layers(model: PreTrainedModel) -> None:
-    """Let every decoder layer of `model` be computed again in the backward pass.
-
-    Raises:
-        CoreError: the layers of this family of models are not known.
-    """
+def recompute_layers(model: PreTrainedModel) -> bool:
+    """Let every decoder layer of `model` be computed again in the backward pass; False where they are not known."""
     layers = decoder_layers(model)
-    if layers is None:
-        raise CoreError("The layers of this model are not known, so that they can not be computed a second time.",
-                        "Set training.activation_checkpointing to off.")
-    for layer in layers:
+    for layer in layers or ():
         layer.forward = _recomputed(layer.forward)  # within the call: what a sharded layer does around it stays outside
+    return layers is not None
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -106,14 +106,18 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None, *,
     weights = weight_bytes(card, config.adapter, dtype)
     spread = should_shard(config, ranks, device, weights)
     elsewhere = weights - weights // ranks.place.world if spread else 0
+    asked = config.training.activation_checkpointing
     config = _with_checkpointing(config, card, dtype, rows, device, ranks, elsewhere)
     model = load_model(path, torch.device("cpu") if spread else device, DTYPES[dtype], quantisation)
     control.check()
     adaptation = Adaptation(config)
     adaptation.install(model, Material(rows.train, config.training.seed, tokenizer, check=control.check))
     _check_vocabulary(model, rows.largest_id)
-    if config.training.activation_checkpointing == "on":
-        recompute_layers(model)
+    if config.training.activation_checkpointing == "on" and not recompute_layers(model):
+        if asked == "on":
+            raise ConfigError("The layers of this model are not known, so they can not be computed a second time.",
+                              "Set training.activation_checkpointing to off.")
+        config = _with_training(config, activation_checkpointing="off")  # it is tried without
     if spread:
         shard_base(model, device, ranks)
     with ranks.computing():

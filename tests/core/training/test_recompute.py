@@ -11,11 +11,12 @@ from tiny_models import FAMILIES, build_tiny, some_quick
 
 from core.config import RunConfig, parse_config
 from core.control import Control
+from core.errors import ConfigError
 from core.estimate import estimate, on_device, with_checkpointing
 from core.events import Note, StepDone
 from core.jobs import Train
 from core.models.inspect import read_card
-from core.training import setup
+from core.training import recompute, setup
 from core.training.loop import train
 
 
@@ -79,3 +80,15 @@ def test_auto_takes_it_where_the_run_would_not_fit(tiny_model: Path, data: Path,
     monkeypatch.setattr(setup, "free_memory", lambda device: 1)
     list(train(Train(config, tmp_path / "run"), Control()))
     assert 'activation_checkpointing = "on"' in (tmp_path / "run" / "run.toml").read_text()
+
+
+def test_layers_that_are_not_known_are_refused_only_where_it_was_asked_for(
+        tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recompute, "decoder_layers", lambda model: None)
+    monkeypatch.setattr(setup, "free_memory", lambda device: 1)
+    config = config_of(tiny_model, data)
+    list(train(Train(config, tmp_path / "auto"), Control()))  # tried without
+    assert 'activation_checkpointing = "off"' in (tmp_path / "auto" / "run.toml").read_text()
+    training = config.training.model_copy(update={"activation_checkpointing": "on"})
+    with pytest.raises(ConfigError, match="can not be computed a second time"):
+        list(train(Train(config.model_copy(update={"training": training}), tmp_path / "on"), Control()))
