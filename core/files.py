@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,8 @@ from filelock import FileLock, Timeout
 from core.errors import CoreError
 
 TEMPORARY_SUFFIX = ".tmp"
+_ASKING_SECONDS = 0.05
+_asking = threading.Lock()
 
 
 def _read_umask() -> int:
@@ -234,11 +237,14 @@ def is_locked(path: Path) -> bool:
     if not path.exists():
         return False
     lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
+    # To ask is to hold the lock for an instant. Who asks at the same moment must not be told that a program holds it:
+    # in this process they ask one after the other, of another process the instant is waited for.
+    with _asking:
+        try:
+            lock.acquire(timeout=_ASKING_SECONDS, poll_interval=_ASKING_SECONDS / 10)
+        except Timeout:
+            return True
+        lock.release()
     return False
 
 

@@ -3,9 +3,11 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from core import files
 from core.errors import CoreError
@@ -200,6 +202,20 @@ def test_looking_at_a_lock_does_not_refuse_who_wants_it(tmp_path: Path) -> None:
         done.set()
         for looker in lookers:
             looker.join()
+
+
+def test_who_looks_at_the_same_time_does_not_take_the_other_for_a_program(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    with exclusive_lock(path, "in use"):
+        pass
+    with ThreadPoolExecutor(3) as lookers:
+        assert not any(lookers.map(lambda _: is_locked(path), range(2_000)))
+    other = FileLock(path, thread_local=False)  # another process looks, and is interrupted while it does
+    other.acquire(timeout=0)
+    freeing = threading.Timer(0.02, other.release)
+    freeing.start()
+    assert not is_locked(path)
+    freeing.join()
 
 
 @posix
