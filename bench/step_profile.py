@@ -54,8 +54,8 @@ def group_of(name: str, shapes: list[list[int]], rank: int, vocabulary: int) -> 
 
 
 def product_flops(name: str, shapes: list[list[int]]) -> int:
-    """Operations of one matrix product with inputs of these shapes."""
-    left, right = [shape for shape in shapes if len(shape) >= 2][-2:]
+    """Operations of one matrix product with inputs of these shapes: first what is added to, last what is written to."""
+    left, right = shapes[1:3] if "add" in name else shapes[:2]
     return 2 * math.prod(left) * right[-1]
 
 

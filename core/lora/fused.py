@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.lora.columns import product
+
 
 class _FusedLoraLinear(torch.autograd.Function):
     @staticmethod
@@ -20,13 +22,8 @@ class _FusedLoraLinear(torch.autograd.Function):
                 scale: float) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])  # (N, in)
         y = x.new_empty(*x.shape[:-1], weight.shape[0])  # no view: Falcon adds to it in place
-        product = y.view(-1, y.shape[-1])  # (N, out)
-        if bias is None:
-            torch.mm(flat, weight.T, out=product)
-        else:
-            torch.addmm(bias, flat, weight.T, out=product)
         low = flat @ lora_a.T  # (N, r)
-        product.addmm_(low, lora_b.T, alpha=scale)
+        product(flat, weight.T, bias, out=y.view(-1, y.shape[-1])).addmm_(low, lora_b.T, alpha=scale)
         ctx.save_for_backward(flat, low, weight, lora_a, lora_b)
         ctx.scale = scale
         ctx.x_shape = x.shape
@@ -58,7 +55,7 @@ def low_rank_gradients(ctx: Any, grad: Tensor, flat: Tensor, low: Tensor, weight
     grad_b = torch.mm(grad.T, low).mul_(ctx.scale)
     grad_x = None
     if ctx.needs_input_grad[0]:  # the lowest adapted layer needs none
-        grad_x = (grad @ weight).addmm_(grad_low, lora_a, alpha=ctx.scale).view(ctx.x_shape)
+        grad_x = product(grad, weight).addmm_(grad_low, lora_a, alpha=ctx.scale).view(ctx.x_shape)
     return grad_x, grad_a, grad_b
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.lora.columns import product
 from core.lora.fused import low_rank_gradients
 
 
@@ -23,14 +24,14 @@ class _FusedDoraLinear(torch.autograd.Function):
                 magnitude: Tensor, norm: Tensor, scale: float) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])  # (N, in)
         low = flat @ lora_a.T  # (N, r)
-        straight = (flat @ weight.T).addmm_(low, lora_b.T, alpha=scale)  # (N, out)
+        straight = product(flat, weight.T).addmm_(low, lora_b.T, alpha=scale)  # (N, out)
         share = magnitude / norm
         y = x.new_empty(*x.shape[:-1], weight.shape[0])  # no view: Falcon adds to it in place
-        product = y.view(-1, y.shape[-1])  # (N, out)
+        scaled = y.view(-1, y.shape[-1])  # (N, out)
         if bias is None:
-            torch.mul(straight, share, out=product)
+            torch.mul(straight, share, out=scaled)
         else:
-            torch.addcmul(bias, straight, share, out=product)
+            torch.addcmul(bias, straight, share, out=scaled)
         ctx.save_for_backward(flat, low, straight, weight, lora_a, lora_b, norm, share)
         ctx.scale = scale
         ctx.x_shape = x.shape

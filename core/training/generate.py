@@ -27,6 +27,7 @@ from core.models.load import load_model, load_tokenizer, resolve_device, resolve
 from core.models.safety import check_files
 from core.records import Message
 from core.start import adapter_folder
+from core.training.contention import watched_contention
 from core.training.decode import Answer, Sampling, TextStream, stop_tokens
 from core.training.tuned_base import load_whole_model, quantisation_for, whole_among
 
@@ -179,7 +180,7 @@ def generate(job: Generate, control: Control, warm: dict[str, object] | None = N
         yield Warned(f"The base model's files are not those that the adapter in {folder} was trained on.",
                      "The tuned answers may be wrong; choose the right base model, or train again.")
     streams = [_Stream(column, job, loaded) for column in columns]
-    with contextlib.suppress(Cancelled):  # a stop is the usual way to end a long answer
+    with watched_contention(device), contextlib.suppress(Cancelled):  # a stop is the usual way to end a long answer
         waiting = list(streams)
         obeyed: Strengths | None = None
         while waiting:

@@ -37,6 +37,7 @@ from core.models.library import resolve
 from core.models.safety import check_model_folder
 from core.runs.folder import RunFolder, new_run_path
 from core.training.checkpoint import Position, newest_valid, prune_checkpoints, restore_checkpoint, save_checkpoint
+from core.training.contention import watched_contention
 from core.training.evaluate import validation_loss
 from core.training.final import keep_final, require_space
 from core.training.frozen_choice import choose_frozen
@@ -140,7 +141,7 @@ def _run(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks, chec
     started = time.perf_counter()
     steps = _steps(run, setup, optimizer, position, total, control)
     with segmented_attention(setup.model) if training.packing == "on" else contextlib.nullcontext(), \
-            frozen or contextlib.nullcontext():
+            frozen or contextlib.nullcontext(), watched_contention(setup.device):
         try:
             outcome = yield from (frozen.telling(steps) if frozen else steps)
         except PeerLost:

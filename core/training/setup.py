@@ -34,6 +34,7 @@ from core.models.quantise import ORIGIN_KEY, Quantisation, quantisation_of
 from core.records import ModelCard
 from core.run_problems import Problem, length_problems, problems
 from core.training.computing_path import choose_path
+from core.training.frozen_linear import quicken_linears
 from core.training.loss import SummedLoss
 from core.training.parallel import Ranks
 from core.training.recompute import recompute_layers
@@ -120,6 +121,8 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None, *,
         config = _with_training(config, activation_checkpointing="off")  # it is tried without
     if spread:
         shard_base(model, device, ranks)
+    else:
+        quicken_linears(model)
     with ranks.computing():
         computing = choose_path(model, rows.train, config.training.packing, device)
     if computing.reason:
