@@ -43,7 +43,7 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def quicken_linears(model: nn.Module) -> int:
     """Let the wide frozen layers of a model on the CPU compute in blocks from now on; returns how many there are."""
-    wide = [module for module in model.modules() if type(module) is nn.Linear and _is_suited(module)]
+    wide: list[Any] = [module for module in model.modules() if type(module) is nn.Linear and _is_suited(module)]
     for module in wide:
         module.forward = partial(_forward, module)
     return len(wide)
