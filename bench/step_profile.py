@@ -4,7 +4,8 @@
 
 FOLDER holds the files of `bench/speed/cases.py`. torch's own profiler tells the time of every operation without those
 it calls, on the thread that trains; what is left of a step's time is Python's. The profiler itself costs some percent,
-so a step is a little slower than in `make bench`.
+so a step is a little slower than in `make bench`. With OUT bench/results/speed/profile.json,
+`bench/training.py --report` shows the table in docs/speed.md.
 """
 
 import argparse
@@ -138,8 +139,10 @@ def main() -> None:
         print(group, ", ".join(largest(averages, case.rank, vocabulary, group, seconds)), file=sys.stderr)
     print(f"a large product: {gflops:.0f} GFLOP/s; {seconds / args.steps:.2f} s a step", file=sys.stderr)
     if args.json:
+        named = {GROUPS[group]: {"share": row["share"], "gflops": row["gflops"] if row["gflops"] > 0 else None}
+                 for group, row in table.items()}
         args.json.write_text(json.dumps({"case": case.name, "matrix_gflops": gflops, "seconds": seconds,
-                                         "table": table}, indent=2) + "\n")
+                                         "steps": args.steps, "table": named}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

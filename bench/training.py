@@ -1,11 +1,13 @@
 """How fast and how small, against the targets: everything side by side in one call, in turns.
 
     python bench/training.py [--quick] [--only NAME …] [--json] [--turns 3] [--merge-gb 13.5] [--model starter]
-                             [--data FOLDER | --alpaca FILE --wiki FILE --toolcalls FILE]
+                             [--data FOLDER | --alpaca FILE --wiki FILE --toolcalls FILE] [--keep]
+    python bench/training.py --report
 
 Each measurement is a process of its own. The table has the median and the range of the turns; exit code 1 where a
 target was missed or a measurement failed. --json prints all of it instead. NAME: see --list. A subject whose file is
-not there is left out, and said so.
+not there is left out, and said so. --keep leaves the figures of every subject in bench/results/speed, from which
+--report writes docs/speed.md.
 """
 
 import argparse
@@ -26,11 +28,13 @@ from bench.speed.cases import CASES, FILES  # noqa: E402
 from bench.speed.compare import compare  # noqa: E402
 from bench.speed.curve import curve  # noqa: E402
 from bench.speed.merge import merge  # noqa: E402
+from bench.speed.page import keep, write_page  # noqa: E402
 from bench.speed.plan import Plan  # noqa: E402
 from bench.speed.prefix import prefix  # noqa: E402
 from bench.speed.report import Figure, Found, machine_words, matrix_speeds, table  # noqa: E402
 from core.models.library import resolve  # noqa: E402
 
+RESULTS = ROOT / "bench" / "results" / "speed"
 Subject = tuple[str, Callable[[Plan], Found]]  # the data that it needs ("" for none), and what measures it
 QUICK_MERGE_GIGABYTES, MERGE_GIGABYTES = 1.3, 13.5
 SUBJECTS: dict[str, Subject] = {
@@ -45,6 +49,9 @@ def main() -> int:
     options = parse()
     if options.list:
         print("\n".join(SUBJECTS))
+        return 0
+    if options.report:
+        write_page(RESULTS, list(SUBJECTS), ROOT / "docs" / "speed.md")
         return 0
     plan = planned(options)
     machine = plan.ask("machine:describe")
@@ -63,6 +70,8 @@ def main() -> int:
             tell(f"{name} failed: {error}")
             failed.append(name)
             continue
+        if options.keep:
+            keep(RESULTS, name, machine, found)
         figures += found.figures
         measurements |= found.measurements
         tell("\n".join(f"  {figure.name}: {figure.words}" for figure in found.figures))
@@ -80,6 +89,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few steps and one turn: a trial, not a figure")
     parser.add_argument("--only", nargs="+", choices=list(SUBJECTS), metavar="NAME", help="only these subjects")
+    parser.add_argument("--keep", action="store_true", help="leave the figures in bench/results/speed")
+    parser.add_argument("--report", action="store_true", help="only write docs/speed.md from what was kept")
     parser.add_argument("--list", action="store_true", help="name the subjects")
     parser.add_argument("--json", action="store_true", help="print figures and measurements as JSON")
     parser.add_argument("--turns", type=int, help="how often everything is measured (3, quick: 1)")
@@ -89,7 +100,10 @@ def parse() -> argparse.Namespace:
                         help=f"folder that holds {', '.join(FILES.values())}")
     for name in FILES:
         parser.add_argument(f"--{name}", type=Path, metavar="FILE")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.quick and options.keep:
+        parser.error("what --quick measures is a trial and is not kept")
+    return options
 
 
 def planned(options: argparse.Namespace) -> Plan:

@@ -40,7 +40,7 @@ def run_alone(task: str, request: Mapping[str, Any], home: Path, settings: Mappi
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LORA_WORKBENCH_HOME": str(home), "HF_HUB_OFFLINE": "1",
                    "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
-    set_wait_policy(environment)  # for peers as well: a busy machine would slow threads that spin, and flatter us
+    set_wait_policy(environment)  # for peers as well, so that nobody's threads wait in another way
     environment |= settings or {}
     done = subprocess.run([sys.executable, "-m", "bench.speed.alone", task], cwd=ROOT, env=environment,
                           input=json.dumps(request), capture_output=True, text=True, check=False)

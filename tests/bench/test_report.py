@@ -10,8 +10,9 @@ import pytest
 from bench.speed.cases import CASES, MAIN, config_of
 from bench.speed.compare import figures_of
 from bench.speed.merge import layers_of
+from bench.speed.page import keep, write_page
 from bench.speed.prefix import slowest_later_epoch
-from bench.speed.report import Figure, matrix_speeds, ratios, table
+from bench.speed.report import Figure, Found, matrix_speeds, ratios, table
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,6 +80,26 @@ def test_sizes_of_the_merged_model_and_matrix_speeds() -> None:
     assert layers_of(13.5) == 32
     assert layers_of(0.1) == 1
     assert list(matrix_speeds({"main": [{"ours": {"matrix_gflops": 1.0}}, {"x": 2}], "y": "text"})) == [1.0]
+
+
+def test_what_is_kept_stands_on_the_page(tmp_path: Path) -> None:
+    machine = {"device": "cpu, X", "threads": 2, "instructions": "AVX2", "torch": "2", "transformers": "5", "peft": "0",
+               "matrix_gflops": 90.0}
+    found = Found((Figure("speed", (1.0, 3.0, 2.0), 2.5), Figure("memory", (0.1,), 0.2, "most")),
+                  {"main": [{"ours": {"matrix_gflops": 100.0}}]})
+    keep(tmp_path / "kept", "main", machine, found)
+    profile = {"case": "main", "matrix_gflops": 100.0, "seconds": 8.0, "steps": 4,
+               "table": {"attention": {"share": 0.125, "gflops": None}, "products": {"share": 0.5, "gflops": 95.2}}}
+    (tmp_path / "kept" / "profile.json").write_text(json.dumps(profile), encoding="utf-8")
+    write_page(tmp_path / "kept", ["other", "main"], tmp_path / "speed.md")
+    page = (tmp_path / "speed.md").read_text(encoding="utf-8")
+    assert "| speed | ≥ 2.50x | 2.00x (1.00x to 3.00x) | MISSED |" in page
+    assert "| memory | ≤ 0.20x | 0.10x | met |" in page
+    assert "- main: cpu, X, 2 threads" in page
+    assert "at 100 to 100 GFLOP/s" in page
+    assert "| attention | 12.5% |  |" in page
+    assert "| products | 50.0% | 95 |" in page
+    assert "2.0 s a step" in page
 
 
 def test_the_measuring_side_is_light() -> None:
