@@ -37,7 +37,7 @@ class AnswerColumns(QWidget):
         self._both = False
         self._marking = True
         self.base = ChatColumn("Base", "Ask something: the model as it was answers here.")
-        self.tuned = ChatColumn("Tuned", "Ask something: the model with your adapter answers here.")
+        self.tuned = ChatColumn("Tuned", "Ask something: the model as you trained it answers here.")
         self.no_adapter = EmptyState("Train an adapter first, then both models answer side by side.",
                                      "Go to Train", icon="chart-line")
         self.no_adapter.pressed.connect(self.train_requested)

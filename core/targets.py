@@ -80,8 +80,9 @@ def tied_head(targets: Sequence[ModuleInfo], adapter: Section) -> ModuleInfo | N
 def _refuse_others(modules: Sequence[ModuleInfo], able: Sequence[ModuleInfo], target: str | tuple[str, ...]) -> None:
     """Raises AdapterError where a name means only what is in the model but is no layer that can be adapted."""
     hint = "Choose other target layers; what is to be trained whole belongs into modules_to_save."
+    known = by_ending(able)
     for name in target if isinstance(target, tuple) else ():
-        if name not in TARGET_PRESETS and not any(matches_suffix(module.name, name) for module in able) \
+        if name not in TARGET_PRESETS and name not in known \
                 and any(_is_or_holds(name, module.name) for module in modules):
             raise AdapterError(f"{name!r} is not a linear layer, so it can not be adapted.", hint)
     if isinstance(target, str) and target not in TARGET_PRESETS \
@@ -159,10 +160,9 @@ def _hint(able: list[ModuleInfo], target: str | tuple[str, ...]) -> str:
 
 def _by_name(able: list[ModuleInfo], target: str | tuple[str, ...]) -> list[ModuleInfo]:
     if isinstance(target, tuple):
-        names = set()
+        names, known = set(), by_ending(able)
         for name in target:
-            found = _by_name(able, name) if name in TARGET_PRESETS else [
-                module for module in able if matches_suffix(module.name, name)]
+            found = _by_name(able, name) if name in TARGET_PRESETS else known.get(name, [])
             if not found:
                 raise AdapterError(f"The target layer {name!r} matches no module of this model.", _hint(able, target))
             names |= {module.name for module in found}
@@ -177,6 +177,16 @@ def _by_name(able: list[ModuleInfo], target: str | tuple[str, ...]) -> list[Modu
     if target == "q-v":
         return [module for module in able if module.kind in QUERY_VALUE_KINDS and module.layer >= 0]
     return [module for module in able if whole_match(target, module.name)]
+
+
+def by_ending(modules: Sequence[ModuleInfo]) -> dict[str, list[ModuleInfo]]:
+    """The modules by every text that means them by `matches_suffix`: a run may name a thousand of them one by one."""
+    found: dict[str, list[ModuleInfo]] = {}
+    for module in modules:
+        parts = module.name.split(".")
+        for first in range(len(parts)):
+            found.setdefault(".".join(parts[first:]), []).append(module)
+    return found
 
 
 def matches_suffix(name: str, target: str) -> bool:
