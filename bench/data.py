@@ -49,7 +49,8 @@ def measure_open(model: str, file: str) -> dict[str, float]:
     """As the Data page does it on a warm engine: the first slice of the scan, then the first row."""
     from core import jobs
     from core.control import Control
-    from core.data.scan import preview_rows, scan_dataset
+    from core.data.preview import preview_rows
+    from core.data.scan import scan_dataset
     from core.events import DataScanned, RowsPrepared
 
     run, warm = _config(model, file), {}

@@ -23,7 +23,7 @@ GENERATORS: dict[type, str] = {
     jobs.ImportGguf: "core.models.gguf_import:import_gguf",
     jobs.DownloadModel: "core.models.hub:download_model",
     jobs.ScanData: "core.data.scan:scan_dataset",
-    jobs.PreviewRows: "core.data.scan:preview_rows",
+    jobs.PreviewRows: "core.data.preview:preview_rows",
     jobs.ProbeMemory: "core.training.fit_probe:probe_memory",
     jobs.Generate: "core.training.generate:generate",
     jobs.InspectAdapter: "core.export.inspect_adapter:inspect_adapter",
@@ -66,6 +66,7 @@ class JobRunner:
         else:
             importlib.import_module("core.models.inspect")
             importlib.import_module("core.data.scan")
+            importlib.import_module("core.data.preview")
             importlib.import_module("core.training.generate")
 
     def ready(self) -> Ready:

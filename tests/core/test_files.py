@@ -204,12 +204,14 @@ def test_looking_at_a_lock_does_not_refuse_who_wants_it(tmp_path: Path) -> None:
             looker.join()
 
 
-def test_who_looks_at_the_same_time_does_not_take_the_other_for_a_program(tmp_path: Path) -> None:
+def test_who_looks_at_the_same_time_does_not_take_the_other_for_a_program(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / ".lock"
     with exclusive_lock(path, "in use"):
         pass
     with ThreadPoolExecutor(3) as lookers:
         assert not any(lookers.map(lambda _: is_locked(path), range(2_000)))
+    monkeypatch.setattr(files, "_ASKING_SECONDS", 5.0)  # however busy this machine is
     other = FileLock(path, thread_local=False)  # another process looks, and is interrupted while it does
     other.acquire(timeout=0)
     freeing = threading.Timer(0.02, other.release)

@@ -10,10 +10,11 @@ import pytest
 from core import jobs
 from core.config import DataConfig, ModelConfig, RunConfig
 from core.control import Control
-from core.data import outline, scan
+from core.data import outline, preview, scan
 from core.data.formats import read_conversations
 from core.data.outline import Outline, outline_files
-from core.data.scan import preview_rows, scan_dataset
+from core.data.preview import preview_rows
+from core.data.scan import scan_dataset
 from core.errors import DataError
 from core.events import DataScanned, Note, RowsPrepared
 
@@ -126,7 +127,7 @@ def test_a_scan_in_slices_ends_with_the_same_figures(tiny_model, tmp_path, monke
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
 def test_any_row_can_be_shown_once_all_are_read(tiny_model, tmp_path, monkeypatch, mark):
     monkeypatch.setattr(scan, "EXACT_BYTES", 0)
-    monkeypatch.setattr(scan, "PREVIEW_BYTES", 1000)
+    monkeypatch.setattr(preview, "PREVIEW_BYTES", 1000)
     lines = pairs(1000)
     run = config(tiny_model, write(tmp_path, [*lines[:600], "{oops", *lines[600:]], mark=mark),
                  write(tmp_path, pairs(50), "more.jsonl"))

@@ -8,8 +8,9 @@ import pytest
 from core import jobs
 from core.config import DataConfig, ModelConfig, RunConfig
 from core.control import Control
-from core.data import scan
-from core.data.scan import preview_rows, scan_dataset
+from core.data import preview, scan
+from core.data.preview import preview_rows
+from core.data.scan import scan_dataset
 from core.errors import DataError, ModelError
 from core.events import DataScanned, Note, Progress, Result, RowsPrepared, from_json, to_json
 
@@ -133,7 +134,7 @@ def test_rows_that_a_run_refuses_are_not_shown(tiny_model, tmp_path):
 
 
 def test_the_preview_of_a_long_file_ends_early_and_says_so(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(scan, "PREVIEW_BYTES", 1000)
+    monkeypatch.setattr(preview, "PREVIEW_BYTES", 1000)
     run = config(tiny_model, write(tmp_path, pairs(600)))
     events = list(preview_rows(jobs.PreviewRows(run), Control()))
     assert any(isinstance(event, Note) for event in events)
