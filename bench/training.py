@@ -69,9 +69,11 @@ def main() -> int:
         except MeasurementFailed as error:
             tell(f"{name} failed: {error}")
             failed.append(name)
+            if options.keep:  # what was found before is not true of this tree
+                (RESULTS / f"{name}.json").unlink(missing_ok=True)
             continue
         if options.keep:
-            keep(RESULTS, name, machine, found)
+            keep(RESULTS, name, machine, found, plan.turns)
         figures += found.figures
         measurements |= found.measurements
         tell("\n".join(f"  {figure.name}: {figure.words}" for figure in found.figures))
@@ -101,8 +103,8 @@ def parse() -> argparse.Namespace:
     for name in FILES:
         parser.add_argument(f"--{name}", type=Path, metavar="FILE")
     options = parser.parse_args()
-    if options.quick and options.keep:
-        parser.error("what --quick measures is a trial and is not kept")
+    if options.keep and (options.quick or options.model != "starter" or options.merge_gb):
+        parser.error("only figures of the starter model and of the whole subjects are kept")
     return options
 
 

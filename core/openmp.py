@@ -2,10 +2,10 @@
 
 import sys
 from collections.abc import MutableMapping
+from pathlib import Path
 
-SPINS = "20000"  # half a millisecond or so
-BLOCKTIME = "1"  # milliseconds; the same for the OpenMP of LLVM and Intel (macOS, Windows, some builds for Linux)
-_ITS_OWN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+SPINS, FEW_SPINS = "20000", "1000"  # half a millisecond or so, and some microseconds
+_STATISTICS = Path("/proc/self/schedstat")
 
 
 def set_wait_policy(environment: MutableMapping[str, str]) -> None:
@@ -14,13 +14,25 @@ def set_wait_policy(environment: MutableMapping[str, str]) -> None:
     A thread that sleeps has to be woken for each of a step's thousand small pieces: with a spin of 1,000 an idle
     machine of two cores did 118 and 109 tokens/s, with 20,000 131 and 138. But a thread that spins holds a core that
     another program may want, and the thread that is waited for may be the one that does not get it: beside a program
-    that keeps one core busy, 74 tokens/s became 37. So the long spin is for when the machine is ours;
-    `core.training.contention` sees when it is not, and libgomp then takes the short spin, which is 1,000 where the
-    policy is called active.
+    that keeps one core busy, 74 tokens/s became 37. So the long spin is only for where `core.training.contention` can
+    see that the machine is not ours, and make libgomp take its short spin, which is 1,000 where the policy is active.
     """
-    if any(name in environment for name in _ITS_OWN):
+    if "OMP_WAIT_POLICY" in environment:
         return
-    environment["KMP_BLOCKTIME"] = BLOCKTIME
-    if sys.platform == "linux":
+    if sees_contention():
         environment["OMP_WAIT_POLICY"] = "ACTIVE"
-        environment["GOMP_SPINCOUNT"] = SPINS
+        environment.setdefault("GOMP_SPINCOUNT", SPINS)
+        environment.setdefault("KMP_BLOCKTIME", "1")  # in an OpenMP of another make "active" alone would spin for ever
+    else:
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+        environment.setdefault("GOMP_SPINCOUNT", FEW_SPINS)
+
+
+def sees_contention() -> bool:
+    """True where the system tells how long a thread had to wait for a processor: on most Linux kernels."""
+    if sys.platform != "linux":
+        return False
+    try:
+        return any(int(number) for number in _STATISTICS.read_text(encoding="ascii").split())
+    except (OSError, ValueError):
+        return False

@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.speed.report import Figure, Found, machine_words, matrix_speeds, table
 from core import files
+from core.words import plural
 
 PROFILE = "profile"
 _HEAD = """# Speed and memory against the targets
@@ -15,19 +16,19 @@ SmolLM2-135M, LoRA in fp32 on the CPU, beside peft with the transformers Trainer
 and rate. Each measurement is a process of its own, both sides in turns within one call of `make bench`; a figure is
 the median of the turns, with their range. *Ordinary* is the recipe that most scripts have: rows padded to the longest
 of the batch, all logits. *At its best* groups rows by length, leaves out the logits of the prompt where it can, and
-has an allocator that gives nothing back. *Share of the roofline*: the operations that LoRA training must do for these
+has an allocator that gives nothing back. Threads wait for one another in the same way on all sides
+(`core/openmp.py`). *Share of the roofline*: the operations that LoRA training must do for these
 rows (`bench/speed/flops.py`), by the time and by the speed of a large matrix product in the same process."""
-_BOUND = """A target that was missed stands here with what was reached. What bounds a step is in the profile: the
-products with the frozen weights run near the speed of a large product already, and the rest is work that the
-count of operations leaves out (norms, softmax, rotary positions, gates, residuals) or that such short rows can not do
-at that speed (attention)."""
+_BOUND = """What is no product (norms, softmax, rotary positions, gates, residuals) is not among the operations that
+are counted, and products of short rows, as in attention, can not run at the speed of a large one: that bounds the
+share of the roofline, and with it how far ahead of another program a step can be."""
 
 
-def keep(folder: Path, name: str, machine: dict[str, Any], found: Found) -> None:
-    """Write what a subject found to a file of its own."""
+def keep(folder: Path, name: str, machine: dict[str, Any], found: Found, turns: int) -> None:
+    """Write what a subject found in so many turns to a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     speeds = list(matrix_speeds(found.measurements)) or [machine["matrix_gflops"]]
-    plain = {"machine": machine, "speeds": speeds, "figures": [figure.plain() for figure in found.figures]}
+    plain = {"machine": machine, "speeds": speeds, "turns": turns, "figures": [figure.plain() for figure in found.figures]}
     files.write_text(folder / f"{name}.json", json.dumps(plain, indent=1) + "\n")
 
 
@@ -48,7 +49,7 @@ def _figures(kept: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield from table(figures)
     yield ""
     for name, result in kept.items():
-        yield f"- {name}: {machine_words(result['machine'], result['speeds'])}."
+        yield (f"- {name}: {plural(result['turns'], 'turn')} on {machine_words(result['machine'], result['speeds'])}.")
 
 
 def _figure(plain: dict[str, Any]) -> Figure:

@@ -32,6 +32,7 @@ from core.data.template import EncodedRow
 from core.demo import peak_rss_bytes
 from core.models.library import resolve
 from core.models.load import load_tokenizer
+from core.training.contention import watched_contention
 
 IGNORED = -100
 TARGETS = {"q-v": ["q_proj", "v_proj"], "all-linear": "all-linear"}
@@ -64,7 +65,8 @@ def train_once(config: dict[str, Any], recipe: str, warm: int = 0, start: str = 
             model=model, args=arguments(run, folder), callbacks=[clock],
             data_collator=labels_only(plain) if recipe == "best" else plain,
             train_dataset=[example(row) for batch in batches for row in batch])
-        trainer.train()
+        with watched_contention():  # what slows their threads beside a busy program is not to flatter us
+            trainer.train()
     peak = peak_rss_bytes()
     gflops.append(matrix_speed())
     told = [{"loss": loss, "tokens": sum(map(len, batch)), **lap}

@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from core.control import Control
 from core.lora.prefix import prefix_length
+from core.training.contention import watched_contention
 from core.training.decode import cache_argument
 from core.training.head import quick_head
 from core.training.slots import Slots, slotted_attention
@@ -53,7 +54,7 @@ def answer_batch(model: PreTrainedModel, prompts: Sequence[Sequence[int]], stop_
     reason = why_not_in_slots(model, prompts, limit)
     if reason:
         _log.info("answers are computed in padded batches: %s", reason)
-    with quick_head(model):
+    with quick_head(model), watched_contention():
         answers = _answer_padded if reason else _answer_by_capacity
         yield from answers(model, prompts, stop_ids, limit, control, rows)
 

@@ -25,6 +25,7 @@ from core.lora.method import train_mode
 from core.models.device import gpu_peak_bytes
 from core.peak_memory import peak_bytes
 from core.training import loop
+from core.training.contention import watched_contention
 from core.training.optim import make_optimizer
 from core.training.schedule import total_steps
 from core.training.segments import segmented_attention
@@ -53,7 +54,7 @@ def fit_step(config: RunConfig, control: Control) -> Iterator[Event]:
     yield from setup.adaptation.begin(setup.model, 0, total)
     packed = setup.config.training.packing == "on"
     started = time.perf_counter()
-    with segmented_attention(setup.model) if packed else contextlib.nullcontext():
+    with segmented_attention(setup.model) if packed else contextlib.nullcontext(), watched_contention():
         for step in range(STEPS):
             yield Progress(STAGE, step, STEPS)
             if loop._one_step(setup, optimizer, step, total, control) is None:

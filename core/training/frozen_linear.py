@@ -3,6 +3,7 @@
 The result and the gradient are those of `nn.Linear`, up to the order of additions.
 """
 
+import weakref
 from functools import partial
 from typing import Any
 
@@ -42,10 +43,17 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def quicken_linears(model: nn.Module) -> int:
-    """Let the wide frozen layers of a model on the CPU compute in blocks from now on; returns how many there are."""
-    wide: list[Any] = [module for module in model.modules() if type(module) is nn.Linear and _is_suited(module)]
+    """Let the wide frozen layers of a model on the CPU compute in blocks from now on; returns how many there are.
+
+    The output layer is left as it is: the losses and `core.training.head` have ways of their own.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    wide: list[Any] = [module for module in model.modules()
+                       if type(module) is nn.Linear and module is not head and _is_suited(module)]
     for module in wide:
-        module.forward = partial(_forward, module)
+        # a proxy: else the layer would hold itself, and its weights stay in memory until garbage is collected
+        itself: Any = weakref.proxy(module)
+        module.forward = partial(_forward, itself)
     return len(wide)
 
 
@@ -56,6 +64,7 @@ def _is_suited(layer: nn.Linear) -> bool:
 
 
 def _forward(layer: nn.Linear, x: Tensor) -> Tensor:
-    if in_blocks(x, max(layer.weight.shape)):  # one way or the other
+    # asked again, should someone train it later
+    if in_blocks(x, max(layer.weight.shape)) and _is_suited(layer):  # wide one way or the other
         return frozen_linear(x, layer.weight, layer.bias)
     return F.linear(x, layer.weight, layer.bias)

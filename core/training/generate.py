@@ -180,7 +180,7 @@ def generate(job: Generate, control: Control, warm: dict[str, object] | None = N
         yield Warned(f"The base model's files are not those that the adapter in {folder} was trained on.",
                      "The tuned answers may be wrong; choose the right base model, or train again.")
     streams = [_Stream(column, job, loaded) for column in columns]
-    with watched_contention(device), contextlib.suppress(Cancelled):  # a stop is the usual way to end a long answer
+    with watched_contention(), contextlib.suppress(Cancelled):  # a stop is the usual way to end a long answer
         waiting = list(streams)
         obeyed: Strengths | None = None
         while waiting:

@@ -114,6 +114,12 @@ def _resume(run: RunFolder, control: Control, ranks: Ranks) -> Iterator[Event]:
 
 def _run(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks, checkpoint: Path | None,
          problems: list[str] | None = None) -> Iterator[Event]:
+    with watched_contention():
+        yield from _run_watched(run, config, control, ranks, checkpoint, problems)
+
+
+def _run_watched(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks, checkpoint: Path | None,
+                 problems: list[str] | None = None) -> Iterator[Event]:
     now, pid = started_now()
     yield Started("Resume" if checkpoint else "Train", run.path, now, pid)
     for problem in problems or []:
@@ -141,7 +147,7 @@ def _run(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks, chec
     started = time.perf_counter()
     steps = _steps(run, setup, optimizer, position, total, control)
     with segmented_attention(setup.model) if training.packing == "on" else contextlib.nullcontext(), \
-            frozen or contextlib.nullcontext(), watched_contention(setup.device):
+            frozen or contextlib.nullcontext():
         try:
             outcome = yield from (frozen.telling(steps) if frozen else steps)
         except PeerLost:

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from core.training import contention
-from core.training.contention import _Watch, waited_seconds, watched_contention
-
-CPU = torch.device("cpu")
+from core.training.contention import _Watch, teams_needed, waited_seconds, watched_contention
 
 
 @pytest.fixture
-def two_threads() -> Iterator[None]:
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
+    monkeypatch.setattr(contention, "_processors", lambda: 2)
+    monkeypatch.setattr(contention, "sees_contention", lambda: True)
     yield
     torch.set_num_threads(before)
 
@@ -39,7 +39,7 @@ def test_a_wanted_processor_makes_them_sleep_and_a_calm_machine_spin_again(monke
     clock = itertools.count()
     busy = True
     monkeypatch.setattr(contention, "waited_seconds", lambda: {"1": float(next(clock)) if busy else 0.0})
-    watch = _Watch()
+    watch = _Watch(1)
     watch.start()
     try:
         assert until(lambda: watch.contended)
@@ -56,18 +56,43 @@ def test_all_is_gone_and_unchanged_at_the_end(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(contention, "waited_seconds", lambda: {"1": float(next(clock))})
     x = torch.randn(300, 300, generator=torch.Generator().manual_seed(0))
     alone = x @ x
-    with watched_contention(CPU):
+    with watched_contention():
         assert until(lambda: any(thread.name == "spare" for thread in contention.threading.enumerate()))
         assert torch.equal(x @ x, alone)
     assert not {"spare", "contention"} & {thread.name for thread in contention.threading.enumerate()}
 
 
-@pytest.mark.parametrize("why", ["one thread", "not told", "on a GPU"])
-def test_nothing_is_watched_where_nothing_can_be_won(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1 if why == "one thread" else 2)
-    monkeypatch.setattr(contention, "waited_seconds", lambda: {} if why == "not told" else {"1": 0.0})
-    with watched_contention(torch.device("meta") if why == "on a GPU" else CPU):
+@pytest.mark.parametrize(("threads", "processors", "told"), [(1, 2, True), (2, 2, False), (2, 64, True)])
+def test_nothing_is_watched_where_nothing_can_be_won(threads: int, processors: int, told: bool,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(contention, "_processors", lambda: processors)
+    monkeypatch.setattr(contention, "sees_contention", lambda: told)
+    with watched_contention():
         assert all(thread.name != "contention" for thread in contention.threading.enumerate())
+
+
+@pytest.mark.parametrize("threads", range(2, 17))
+@pytest.mark.parametrize("a_core", [1, 2])  # logical processors of each
+def test_so_many_threads_more_are_more_than_the_processors(threads: int, a_core: int) -> None:
+    managed = 1 + (threads - 1) + teams_needed(threads, a_core * threads) * (threads - 1)
+    assert managed > a_core * threads
+    assert managed - (threads - 1) <= a_core * threads  # one team less would not be enough
+
+
+@pytest.mark.usefixtures("two_threads", "quick")
+def test_a_watch_that_can_start_no_thread_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(contention, "waited_seconds", lambda: {"1": float(next(clock))})
+
+    def refuse(teams: int) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(contention, "_SpareThreads", refuse)
+    watch = _Watch(1)
+    watch.start()
+    assert until(lambda: not watch.is_alive())
+    watch.end()
 
 
 def test_where_the_system_tells_it_every_thread_is_there(tmp_path: contention.Path,

@@ -1,5 +1,8 @@
 """Products in blocks of columns are those of torch, and so are the wide frozen layers that use them."""
 
+import weakref
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,14 @@ _ROWS = 130
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("width", [1, COLUMNS, 2 * COLUMNS, 2 * COLUMNS + 7])
@@ -55,6 +66,17 @@ def test_a_wide_frozen_layer_gives_the_same(shape: tuple[int, int], biased: bool
     (grad,) = torch.autograd.grad(found, x, away)
     torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-5)
     assert torch.equal(layer(x[:1, :3]), F.linear(x[:1, :3], layer.weight, layer.bias))  # few rows: as ever
+
+
+def test_a_layer_that_is_trained_later_gets_its_gradient_and_one_that_is_gone_is_freed() -> None:
+    layer = nn.Linear(48, 2 * COLUMNS).requires_grad_(False)
+    quicken_linears(nn.Sequential(layer))
+    layer.requires_grad_(True)
+    layer(randn(_ROWS, 48)).sum().backward()
+    assert layer.weight.grad is not None
+    gone = weakref.ref(layer)
+    del layer
+    assert gone() is None
 
 
 def test_what_learns_or_is_narrow_or_in_16_bits_is_left_alone() -> None:
