@@ -28,7 +28,8 @@ def keep(folder: Path, name: str, machine: dict[str, Any], found: Found, turns: 
     """Write what a subject found in so many turns to a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     speeds = list(matrix_speeds(found.measurements)) or [machine["matrix_gflops"]]
-    plain = {"machine": machine, "speeds": speeds, "turns": turns, "figures": [figure.plain() for figure in found.figures]}
+    figures = [figure.plain() for figure in found.figures]
+    plain = {"machine": machine, "speeds": speeds, "turns": turns, "figures": figures}
     files.write_text(folder / f"{name}.json", json.dumps(plain, indent=1) + "\n")
 
 
