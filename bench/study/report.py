@@ -12,13 +12,15 @@ from bench.study.claims import Results, claims, noise
 from bench.study.latency import NAME as LATENCY
 from core import files
 
+REMARK = "remark.txt"  # beside the results: what is to be known of them all
 WIDTH, BAR, LEFT, GAP = 860, 18, 270, 8
 
 
 def write_report(out: Path, docs: Path) -> None:
     """Write the table, the claims and the picture."""
     results, latency = read_results(out)
-    text = "\n".join(_page(results, latency))
+    remark = out / REMARK
+    text = "\n".join(_page(results, latency, remark.read_text(encoding="utf-8") if remark.exists() else ""))
     files.write_text(docs / "methods.md", text + "\n")
     files.write_text(docs / "methods.svg", picture(results))
     print(f"{docs / 'methods.md'} and methods.svg: {sum(map(len, results.values()))} runs")
@@ -34,10 +36,12 @@ def read_results(out: Path) -> tuple[Results, dict[str, Any] | None]:
     return results, json.loads(latency.read_text(encoding="utf-8")) if latency.exists() else None
 
 
-def _page(results: Results, latency: dict[str, Any] | None) -> Iterable[str]:
+def _page(results: Results, latency: dict[str, Any] | None, remark: str) -> Iterable[str]:
     yield "# Methods compared\n"
     yield ("SmolLM2-135M-Instruct on the CPU in fp32; the same rows in the same order for the same number of steps. "
            "Made by `make study`; `bench/study/` holds the rules.\n")
+    if remark:
+        yield remark
     yield "![Validation loss by method](methods.svg)\n"
     for task, words in (("orders", "The sample task: orders in free text to JSON"),
                         ("alpaca", "General instructions: Alpaca rows")):
