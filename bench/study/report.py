@@ -53,8 +53,8 @@ def _page(results: Results, latency: dict[str, Any] | None, remark: str) -> Iter
         yield from _table(task, rows)
         if (spread := noise(results, task)) is not None:
             yield (f"Differences in validation loss move by up to {spread:.3f} between seeds: less is chance. Each "
-                   "seed holds out other rows, so a mean of several seeds does not compare with a single run (seed 0); the "
-                   "claims below are judged seed by seed.\n")
+                   "seed holds out other rows, so a mean of several seeds does not compare with a single run (seed 0); "
+                   "the claims below are judged seed by seed.\n")
     yield "## The article's claims\n"
     yield from (f"- {sentence}" for sentence in claims(results, latency))
     yield "\n## How it was done\n"
