@@ -56,7 +56,7 @@ def train(job: Train, control: Control) -> Iterator[Event]:
     Raises:
         CoreError: a problem that the person can mend, before the run starts or where it stopped.
     """
-    with joined() as ranks:
+    with joined() as ranks, watched_contention():
         yield from _train(job, ranks.control(control), ranks)
 
 
@@ -92,7 +92,7 @@ def _train_in(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks)
 
 def resume(job: Resume, control: Control) -> Iterator[Event]:
     """Go on from the newest whole checkpoint, or from the beginning where none was written yet."""
-    with joined() as ranks:
+    with joined() as ranks, watched_contention():
         yield from _resume(RunFolder(job.run_dir.expanduser().absolute()), ranks.control(control), ranks)
 
 
@@ -114,12 +114,6 @@ def _resume(run: RunFolder, control: Control, ranks: Ranks) -> Iterator[Event]:
 
 def _run(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks, checkpoint: Path | None,
          problems: list[str] | None = None) -> Iterator[Event]:
-    with watched_contention():
-        yield from _run_watched(run, config, control, ranks, checkpoint, problems)
-
-
-def _run_watched(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks, checkpoint: Path | None,
-                 problems: list[str] | None = None) -> Iterator[Event]:
     now, pid = started_now()
     yield Started("Resume" if checkpoint else "Train", run.path, now, pid)
     for problem in problems or []:
