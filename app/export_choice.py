@@ -71,6 +71,7 @@ class ExportChoice:
 class ExportFacts:
     """What is known of the run's adapter and of its base model (None until it was inspected). `stored` is the number
     type of the files that are exported; "" takes it from the config. `unmergeable` says why there is no merged model.
+    `compatible_parameters` counts the numbers of the adapter's compatible form, 0 while not known.
     """
 
     config: RunConfig
@@ -78,6 +79,7 @@ class ExportFacts:
     card: ModelCard | None = None
     stored: str = ""
     unmergeable: str = ""
+    compatible_parameters: int = 0
 
     @property
     def is_whole(self) -> bool:
@@ -99,6 +101,8 @@ class ExportFacts:
         """How much the export takes, about; 0 while not known."""
         dtype = self.natural_dtype(choice) if choice.dtype == "base" else choice.dtype
         if choice.to == "adapter":
+            if choice.form == "compatible" and self.compatible_parameters:  # padded to one rank
+                return self.compatible_parameters * _BYTES_OF[dtype]
             return self.adapter_bytes * _BYTES_OF[dtype] // _BYTES_OF[self.stored_dtype]
         if self.card is None:
             return 0

@@ -101,7 +101,8 @@ class ExportState(QObject):
     def _adapter_came(self, event: events.AdapterInspected) -> None:
         self.adapter = event.card
         if self.facts is not None:
-            self.facts = replace(self.facts, stored=event.card.dtype)
+            self.facts = replace(self.facts, stored=event.card.dtype,
+                                 compatible_parameters=event.card.compatible_parameters)
         self.choose_form(event.card.best_form)
         self.facts_changed.emit()
 

@@ -17,6 +17,7 @@ PREFIX_FOLDER = "prefix"
 BOTTLENECK_FOLDER = "bottleneck"
 BOTTLENECK_CONFIG = "bottleneck_config.json"
 BOTTLENECK_WEIGHTS = "bottleneck.safetensors"
+PREFIX_TYPE, ADALORA_TYPE = "PREFIX_TUNING", "ADALORA"  # PEFT's names, in peft_type; LoRA and DoRA are "LORA"
 _CONFIGS = (CONFIG_NAME, f"{PREFIX_FOLDER}/{CONFIG_NAME}", f"{BOTTLENECK_FOLDER}/{BOTTLENECK_CONFIG}")
 _LARGEST_BYTES = 4 * 2**20  # of a configuration
 _WEIGHTS = (WEIGHTS_NAME, f"{PREFIX_FOLDER}/{WEIGHTS_NAME}", f"{BOTTLENECK_FOLDER}/{BOTTLENECK_WEIGHTS}")
@@ -47,14 +48,14 @@ def named_base(folder: Path) -> str:
     return ""
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, largest: int = _LARGEST_BYTES) -> dict[str, Any]:
     """The JSON object in a file of an adapter's folder, read with care: it may come from anywhere.
 
     Raises:
         AdapterError: missing, far too large, no JSON or no object.
     """
     try:
-        if path.stat().st_size > _LARGEST_BYTES:
+        if path.stat().st_size > largest:
             raise AdapterError(f"{path} is far too large for a configuration.")
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -103,8 +103,8 @@ class LoaderVerdict:
 class AdapterCard:
     """What is known of an adapter.
 
-    `settings` holds the fields of the table [adapter] with which a run can go on from it, empty where none can
-    (`unlike` says why). `loaders` and `compatible` are the verdicts on the PEFT and on the compatible form.
+    `settings` holds the tables of a run file with which a run can go on from it, empty where none can (`unlike`
+    says why). `loaders` and `compatible` are the verdicts on the PEFT and on the compatible form.
     """
 
     path: Path
@@ -120,6 +120,7 @@ class AdapterCard:
     modules: tuple[AdaptedModule, ...] = ()
     loaders: tuple[LoaderVerdict, ...] = ()
     compatible: tuple[LoaderVerdict, ...] = ()
+    compatible_parameters: int = 0  # numbers of the compatible form, padded to one rank
     settings: dict[str, Any] = field(default_factory=dict)
     unlike: str = ""
     origin: str = ""  # a sentence: what is known of where it came from

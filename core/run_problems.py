@@ -28,7 +28,7 @@ from core.fused_parts import chosen_parts, part_rows, parts_advice, parts_proble
 from core.method_problems import method_problems
 from core.patterns import end_match
 from core.records import ModelCard
-from core.start import start_problem
+from core.start_problem import start_problem
 from core.targets import experts_advice, experts_problem, rank_of, select_targets
 
 # these look positions up in a table of fixed length; a longer row can not be computed at all
@@ -90,8 +90,8 @@ def _file_problems(config: RunConfig) -> list[Problem]:
 
 
 def _start_problems(config: RunConfig, card: ModelCard | None) -> list[Problem]:
-    problem = start_problem(config.adapter, card) if isinstance(config.adapter, PatternedConfig) else None
-    return [Problem(f"adapter.{problem[0]}", problem[1], problem[2])] if problem else []
+    problem = start_problem(config, card)
+    return [Problem(*problem)] if problem else []
 
 
 def _rank_choice(config: RunConfig, scan: DataScanned | None,

@@ -1,23 +1,33 @@
-"""An adapter as a start for something new: which folder is meant, and which settings go on from it.
+"""An adapter as a start for something new: which folder is meant, and which tables of a run file go on from it.
 
-Plain Python without torch: the form and the command line ask this while one types.
+Plain Python without torch: the form and the command line ask this while one types. What keeps a run from its
+start is told by `core.start_problem`.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from core.adapter_folder import CONFIG_NAME, ORIGIN_NAME, is_adapter_folder, read_object
-from core.config import METHODS, DoraConfig, PatternedConfig, RunConfig, parse_config
-from core.errors import AdapterError, CoreError, describe
+from core.adapter_folder import (
+    ADALORA_TYPE,
+    BOTTLENECK_CONFIG,
+    BOTTLENECK_FOLDER,
+    CONFIG_NAME,
+    ORIGIN_NAME,
+    PREFIX_FOLDER,
+    PREFIX_TYPE,
+    is_adapter_folder,
+    read_object,
+)
+from core.config import METHODS, BottleneckConfig, RunConfig, parse_config
 from core.expert_names import parameter_of
-from core.fused_parts import FUSED_KINDS, PARTS, PARTS_KEY
-from core.records import ModelCard, ModuleInfo
-from core.targets import alpha_of, rank_of, select_targets
+from core.fused_parts import FUSED_KINDS, PARTS_KEY
 
-Told = tuple[str, str, str]  # field, message, hint
-_UNKNOWN = "-"  # stands for the names of modules where only the tensors tell them
+MODEL_CONFIG = "config.json"
+_OUTSIDE = "its settings are outside of what can be trained here"
+_LARGEST_TOKENIZER = 256 * 2**20  # bytes
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 _LIMITS_TARGETS = ("layers_to_transform", "layers_pattern", "exclude_modules", "layer_replication")
 
@@ -26,7 +36,7 @@ def adapter_folder(path: Path) -> Path:
     """The adapter folder that `path` means: itself, or the final adapter of a run folder."""
     if not is_adapter_folder(path) and is_adapter_folder(path / "adapter"):
         return path / "adapter"
-    if (path / "run.toml").exists() and (path / "model" / "config.json").exists():  # full fine-tuning left a model
+    if (path / "run.toml").exists() and (path / "model" / MODEL_CONFIG).exists():  # full fine-tuning left a model
         return path / "model"
     return path
 
@@ -59,6 +69,15 @@ def damaged_field(config: Mapping[str, Any]) -> str:
     targets = config.get("target_modules")
     if targets is not None and not isinstance(targets, str | list):
         return f"target_modules = {targets!r}, which is no list of names"
+    return _damaged_beside(config.get("modules_to_save"), config.get("trainable_token_indices"))
+
+
+def _damaged_beside(saved: Any, rows: Any) -> str:
+    if saved is not None and not (isinstance(saved, list) and all(isinstance(name, str) for name in saved)):
+        return f"modules_to_save = {saved!r}, which is no list of names"
+    lists = list(rows.values()) if isinstance(rows, dict) else [[] if rows is None else rows]
+    if not all(isinstance(each, list) and all(_is_whole(number) for number in each) for each in lists):
+        return f"trainable_token_indices = {rows!r}, which is no list of tokens"
     return ""
 
 
@@ -70,14 +89,49 @@ def _is_whole(value: Any) -> bool:
     return _is_number(value) and value == int(value)
 
 
+def start_tables(folder: Path, modules: Sequence[str]) -> dict[str, Any]:
+    """The tables "adapter", "prefix" and "bottleneck" of a run that goes on from the adapter in `folder`.
+
+    The last two are None where the adapter has no such part; `start_from` is not among the fields of the first.
+
+    Args:
+        folder: of the adapter; see `adapter_folder`.
+        modules: the names of all pairs of the adapter.
+
+    Raises:
+        ValueError: no method that is offered here goes on from it; says why.
+        AdapterError: a config can not be read.
+    """
+    if (folder / MODEL_CONFIG).exists() and not is_adapter_folder(folder):
+        raise ValueError("it is a whole model, which is chosen as the base model")
+    origin = read_object(folder / ORIGIN_NAME) if (folder / ORIGIN_NAME).exists() else {}
+    parts = [place for place in (folder / PREFIX_FOLDER, folder / BOTTLENECK_FOLDER) if place.is_dir()]
+    own = read_object(folder / CONFIG_NAME) if (folder / CONFIG_NAME).exists() or not parts else {}
+    alone = own if _kind(own) == PREFIX_TYPE else {}
+    beside = folder / PREFIX_FOLDER / CONFIG_NAME
+    prefix = alone or (read_object(beside) if beside.exists() else {})
+    networks = folder / BOTTLENECK_FOLDER / BOTTLENECK_CONFIG
+    tables = {
+        "adapter": {"method": "none"} if alone or not own
+        else settings_from(own, modules, origin, folder),
+        "prefix": {"length": prefix.get("num_virtual_tokens")} if prefix else None,
+        "bottleneck": _bottleneck(read_object(networks)) if networks.exists() else None}
+    try:
+        RunConfig.model_validate(tables)
+    except ValueError:
+        raise ValueError(_OUTSIDE) from None
+    return tables
+
+
 def settings_from(config: dict[str, Any], modules: Sequence[str], origin: Mapping[str, Any] | None = None,
-                  ) -> dict[str, Any]:
-    """The fields of the table [adapter] with which training goes on from an adapter; `start_from` is not among them.
+                  folder: Path | None = None) -> dict[str, Any]:
+    """The fields of the table [adapter] with which training goes on from an adapter of layers.
 
     Args:
         config: adapter_config.json.
         modules: the names of all pairs of the adapter.
         origin: workbench.json, where there is one.
+        folder: of the adapter, whose tokenizer names the tokens whose rows it trained.
 
     Raises:
         ValueError: no method that is offered here goes on from it; says why.
@@ -85,26 +139,79 @@ def settings_from(config: dict[str, Any], modules: Sequence[str], origin: Mappin
     damaged = damaged_field(config)
     if damaged:
         raise ValueError(f"it has {damaged}")
-    kind = str(config.get("peft_type", "LORA")).upper()
-    if kind != "LORA":
-        raise ValueError(f"training can only go on from LoRA and DoRA, not from {kind}")
-    for name, empty in (("bias", ("none", None)), ("modules_to_save", (None, [])),
-                        ("trainable_token_indices", (None, [], {}))):
-        if config.get(name) not in empty:
-            raise ValueError(f"it also trains {name}, which can not be gone on from")
-    values = {
-        "method": "dora" if config.get("use_dora") else "lora", "rank": config.get("r"),
-        "alpha": config.get("lora_alpha"), "dropout": config.get("lora_dropout") or 0.0,
-        "rslora": bool(config.get("use_rslora")), "target_modules": _targets(config, modules),
-        "rank_pattern": _plain_pattern(config.get("rank_pattern")),
-        "alpha_pattern": _plain_pattern(config.get("alpha_pattern")),
-    }
-    values |= _parts(values, origin or {})
+    kind = _kind(config)
+    if kind not in ("LORA", ADALORA_TYPE):
+        raise ValueError(f"training can not go on from {kind}")
+    values = {"alpha": config.get("lora_alpha"), "dropout": config.get("lora_dropout") or 0.0,
+              "target_modules": _targets(config, modules), **_beside(config, folder)}
+    if kind == ADALORA_TYPE:
+        values |= _adalora(config)
+    else:
+        values |= {"method": "dora" if config.get("use_dora") else "lora", "rank": config.get("r"),
+                   "rslora": bool(config.get("use_rslora")),
+                   "rank_pattern": _plain_pattern(config.get("rank_pattern")),
+                   "alpha_pattern": _plain_pattern(config.get("alpha_pattern"))}
+        values |= _parts(values, origin or {})
     try:
         METHODS[values["method"]].model_validate(values)
     except ValueError:
-        raise ValueError("its settings are outside of what can be trained here") from None
+        raise ValueError(_OUTSIDE) from None
     return values
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    return str(config.get("peft_type", "LORA")).upper()
+
+
+def _beside(config: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """The fields of what is trained beside the updates; those that say nothing are left out."""
+    new_tokens = _new_tokens(config, folder) if folder is not None else []
+    if config.get("trainable_token_indices") and not new_tokens:
+        raise ValueError("it trains rows of single tokens, and its folder does not say which tokens these are")
+    told = {"bias": config.get("bias") or "none", "modules_to_save": list(config.get("modules_to_save") or ()),
+            "new_tokens": new_tokens, "ensure_weight_tying": bool(config.get("ensure_weight_tying"))}
+    return {name: value for name, value in told.items() if value not in ("none", [], False)}
+
+
+def _new_tokens(config: Mapping[str, Any], folder: Path) -> list[str]:
+    """The tokens whose rows the adapter trained, by the tokenizer beside it; [] where it does not name all of them."""
+    told = config.get("trainable_token_indices")
+    lists = list(told.values()) if isinstance(told, dict) else [told or []]
+    ids = lists[0] if lists else []
+    if any(sorted(each) != sorted(ids) for each in lists):
+        return []
+    path = folder / "tokenizer.json"
+    names = _added_tokens(path, path.stat().st_mtime_ns) if path.exists() else {}
+    return [names[number] for number in sorted(ids)] if set(ids) <= names.keys() else []
+
+
+@lru_cache(maxsize=4)
+def _added_tokens(path: Path, _changed: int) -> dict[int, str]:
+    """The tokens that were added to the vocabulary of a tokenizer.json, by their numbers; kept while it is unchanged."""
+    added = read_object(path, _LARGEST_TOKENIZER).get("added_tokens")
+    each_one = [each for each in added if isinstance(each, dict)] if isinstance(added, list) else []
+    return {each["id"]: each["content"] for each in each_one if {"id", "content"} <= each.keys()}
+
+
+def _adalora(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The triplets go on in their places, the free ones begin anew, and the ranks are chosen once more."""
+    first, total = config.get("init_r"), config.get("total_step")
+    if not (_is_whole(first) and _is_whole(config.get("target_r"))):
+        raise ValueError("it does not tell its ranks")
+    values = {"method": "adalora", "rank": config["target_r"], "initial_rank": first,
+              "alpha": config.get("lora_alpha") or first,  # as PEFT takes an alpha of zero
+              "budget_every": config.get("deltaT"), "sensitivity_beta": config.get("beta1"),
+              "uncertainty_beta": config.get("beta2"), "orthogonality": config.get("orth_reg_weight")}
+    start, end = config.get("tinit"), config.get("tfinal")
+    if all(isinstance(number, int) for number in (start, end, total)) and total:
+        values |= {"budget_start": round(start / total, 4), "budget_end": round(1 - end / total, 4)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _bottleneck(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Files of earlier versions do not tell the layers: they are all then, or the tensors tell otherwise."""
+    names = BottleneckConfig.model_fields
+    return {name: config[name] for name in names if config.get(name) is not None}
 
 
 def _targets(config: dict[str, Any], modules: Sequence[str]) -> list[str]:
@@ -133,76 +240,12 @@ def _plain_pattern(pattern: Any) -> dict[str, Any]:
     return {str(key).lstrip("^"): value for key, value in (pattern or {}).items()}
 
 
-def start_problem(adapter: PatternedConfig, card: ModelCard | None = None) -> Told | None:
-    """(field, message, hint) for what keeps a run from starting from `adapter.start_from`; None where nothing does.
-
-    What only the tensors tell is checked when the run begins, and what the base model tells only with its card.
-    """
-    if not adapter.start_from:
-        return None
-    try:
-        folder = adapter_folder(Path(adapter.start_from).expanduser())
-        origin = read_object(folder / ORIGIN_NAME) if (folder / ORIGIN_NAME).exists() else {}
-        wanted = settings_from(read_object(folder / CONFIG_NAME), [_UNKNOWN], origin)
-    except (CoreError, OSError) as error:
-        return "start_from", describe(error).message, "Choose another one, or empty it."
-    except ValueError as error:
-        return "start_from", f"Training can not go on from this adapter: {error}.", "Choose another one, or empty it."
-    trained_on = origin.get("base_fingerprint")
-    if card is not None and trained_on and trained_on != card.fingerprint:
-        return ("start_from", "The adapter to start from was trained on another base model.",
-                "Choose that base model, or start from another adapter.")
-    return _difference(adapter, wanted) or (_layer_difference(adapter, wanted, card.modules) if card else None)
-
-
-def _difference(adapter: PatternedConfig, wanted: dict[str, Any]) -> Told | None:
-    """The first field in which the run is unlike the adapter that it goes on from."""
-    if adapter.init != "kaiming":
-        return "init", "A run that goes on from an adapter has its start already.", "Set it to kaiming."
-    if wanted["method"] != ("dora" if isinstance(adapter, DoraConfig) else "lora"):
-        return "method", f"The adapter to start from was trained with {wanted['method']}.", "Choose the same method."
-    for name in ("rank", "alpha", "rslora"):
-        if getattr(adapter, name) != wanted[name]:
-            shown = "on" if wanted[name] is True else "off" if wanted[name] is False else f"{wanted[name]:g}"
-            return name, f"The adapter to start from has another value here: {shown}.", "Set the same."
-    parts = tuple(wanted.get("fused_parts", PARTS))
-    if adapter.fused_parts != parts:
-        return ("fused_parts", f"The adapter to start from has other parts of fused layers: {', '.join(parts)}.",
-                "Set the same.")
-    return None
-
-
-def _layer_difference(adapter: PatternedConfig, wanted: dict[str, Any], modules: Sequence[ModuleInfo]) -> Told | None:
-    """The first layer of this model in which the run is unlike the adapter that it goes on from."""
-    theirs = METHODS[wanted["method"]].model_validate(wanted)
-    assert isinstance(theirs, PatternedConfig)
-    try:
-        own = {module.name for module in select_targets(modules, adapter)}
-        known = wanted["target_modules"] != [_UNKNOWN]
-        other = {module.name for module in select_targets(modules, theirs)} if known else own
-    except AdapterError:
-        return None  # a problem of the target layers, told there, or of the adapter, which the tensors tell
-    for module in modules:
-        name = module.name
-        if (name in own) != (name in other):
-            return ("target_modules", f"{'The adapter to start from' if name in own else 'The run'} does not change "
-                    f"{name}.", "Choose the same target layers as the adapter's.")
-        if name not in own:
-            continue
-        for field, value_of in (("rank_pattern", rank_of), ("alpha_pattern", alpha_of)):
-            mine, its = value_of(name, adapter), value_of(name, theirs)
-            if not math.isclose(mine, its, rel_tol=1e-9):
-                return (field, f"{name} has {field.partition('_')[0]} {its:g} in the adapter to start from, but "
-                        f"{mine:g} in this run.", "Set the same.")
-    return None
-
-
 def going_on_from(config: RunConfig, settings: dict[str, Any], model: str) -> RunConfig:
-    """`config` with an adapter's own settings (see AdapterCard.settings) and base model: a run that goes on from it.
+    """`config` with an adapter's own tables (see AdapterCard.settings) and base model: a run that goes on from it.
 
     Raises:
         ConfigError: the settings are not those of a method that is offered.
     """
     values = config.model_dump(mode="json")
-    return parse_config({**values, "adapter": settings, "model": {**values["model"], "path": model}},
+    return parse_config({**values, **settings, "model": {**values["model"], "path": model}},
                         "What is known of the adapter")

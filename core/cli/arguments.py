@@ -113,8 +113,11 @@ def _add_demo(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> N
 def _add_init(names: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = names.add_parser("init", help="write a run file to start from")
     parser.add_argument("run_file", type=Path, metavar="RUN.toml")
-    parser.add_argument("--model", default="starter", metavar="starter|NAME|PATH", help="the base model")
+    parser.add_argument("--model", metavar="starter|NAME|PATH", help="the base model (default: the starter model, or "
+                        "with --from the one on this machine that fits)")
     parser.add_argument("--data", type=Path, metavar="FILE", help="training rows (default: the sample task)")
+    parser.add_argument("--from", dest="start", type=Path, metavar="ADAPTER",
+                        help="go on from this adapter or run, with its own settings")
     parser.add_argument("--force", action="store_true", help="replace a file that exists")
     _finish(parser, commands.init, texts.init)
 

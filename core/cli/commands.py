@@ -15,6 +15,7 @@ from core.adapter_folder import is_adapter_folder
 from core.cli.answers import answer_source, converse
 from core.cli.cards import keep_card, kept_card
 from core.cli.described import describe_adapter, describe_run
+from core.cli.going_on import going_on
 from core.cluster import Machines, write_cluster_files
 from core.config import (
     STARTER,
@@ -65,7 +66,7 @@ Command = Callable[[argparse.Namespace, Control], Iterator[Event]]
 
 
 def init(options: argparse.Namespace, control: Control) -> Iterator[Event]:
-    """Write a run file: the sample's own, or the defaults with the person's data."""
+    """Write a run file: the sample's own, or the defaults with the person's data; it may go on from an adapter."""
     path: Path = options.run_file
     if path.exists() and not options.force:
         raise CoreError(f"{path} exists already.", "Choose another name, or add --force to replace it.")
@@ -75,7 +76,10 @@ def init(options: argparse.Namespace, control: Control) -> Iterator[Event]:
         config = RunConfig(data=DataConfig(train=(str(options.data.resolve()),)))
     else:
         raise CoreError(f"The data file {options.data} does not exist.", "Check the path.")
-    config = config.model_copy(update={"model": ModelConfig(path=_model_name(options.model))})
+    if options.start is not None:
+        config = yield from going_on(config, options.start, _model_name(options.model or ""), control)
+    else:
+        config = config.model_copy(update={"model": ModelConfig(path=_model_name(options.model or STARTER))})
     files.write_text(path, dump_config(config))
     yield Result({"path": str(path), "model": config.model.path, "data": list(config.data.train)})
 
@@ -270,8 +274,8 @@ def model_card(model: str, control: Control) -> Generator[Event, None, ModelCard
 
 
 def _model_name(model: str) -> str:
-    """`model` as a run file holds it: a name, or the absolute path of a folder. A wrong one is refused."""
-    if model == STARTER:
+    """`model` as a run file holds it: a name, the absolute path of a folder, or "". A wrong one is refused."""
+    if model in ("", STARTER):
         return model
     folder = resolve(model)
     return str(folder.resolve()) if Path(model).exists() else model

@@ -62,5 +62,6 @@ def describe_adapter(card: AdapterCard) -> dict[str, Any]:
         "loaders": [dataclasses.asdict(verdict) for verdict in card.loaders],
         "compatible_form": [dataclasses.asdict(verdict) for verdict in card.compatible],
         "goes_on": not card.unlike,
+        "run_settings": card.settings,
         "why_not": card.unlike,
     }

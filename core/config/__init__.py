@@ -17,6 +17,7 @@ from core.config.adapter import (
     NoAdapterConfig,
     PatternedConfig,
     QLoraConfig,
+    StartableConfig,
     TargetConfig,
     TargetedConfig,
     with_method,
@@ -38,7 +39,7 @@ from core.config.training import DataConfig, ModelConfig, TrainingConfig, missin
 __all__ = [
     "METHODS", "STARTER", "TARGET_PRESETS", "AdaLoraConfig", "AdapterConfig", "BottleneckConfig", "DataConfig",
     "DoraConfig", "FullConfig", "LoraConfig", "LowRankConfig", "ModelConfig", "NoAdapterConfig",
-    "PatternedConfig", "PrefixConfig", "QLoraConfig", "RunConfig", "Section", "TargetConfig", "TargetedConfig",
-    "TrainingConfig", "absolute_paths", "dump_config", "field_errors", "load_config", "missing_device", "option",
-    "parse_config", "with_method", "with_overrides",
+    "PatternedConfig", "PrefixConfig", "QLoraConfig", "RunConfig", "Section", "StartableConfig", "TargetConfig",
+    "TargetedConfig", "TrainingConfig", "absolute_paths", "dump_config", "field_errors", "load_config",
+    "missing_device", "option", "parse_config", "with_method", "with_overrides",
 ]

@@ -58,6 +58,10 @@ class LowRankConfig(TargetConfig):
     modules_to_save: tuple[str, ...] = option(
         (), "Also train whole", "Names of modules that are trained whole and saved in the adapter, such as lm_head.",
         group="Adapter", more=True)
+    start_from: str = option(
+        "", "Start from adapter",
+        "An adapter folder or a run: training goes on from its numbers. Empty begins anew.",
+        group="Adapter", more=True)
 
 
 class PatternedConfig(LowRankConfig):
@@ -73,10 +77,6 @@ class PatternedConfig(LowRankConfig):
     lora_plus_ratio: float = option(
         1.0, "LoRA+ ratio", "B learns so many times faster than A (LoRA+, arXiv 2402.12354); 16 is usual, 1 is LoRA.",
         group="Adapter", more=True, ge=1.0, le=1000.0)
-    start_from: str = option(
-        "", "Start from adapter",
-        "An adapter folder or a run: training goes on from its numbers. Empty begins anew.",
-        group="Adapter", more=True)
     rank_pattern: dict[str, int] = option(
         {}, "Ranks by name", "Other ranks for single modules: name, name ending or regular expression = rank.",
         group="Adapter", more=True)
@@ -222,6 +222,10 @@ class NoAdapterConfig(Section):
     method: Literal["none"] = option(
         "none", "Method", "Nothing is added to the layers; a prefix or bottleneck adapters learn alone.",
         group="Adapter", choices_text={"none": "None"})
+    start_from: str = option(
+        "", "Start from adapter",
+        "An adapter folder or a run: training goes on from its numbers. Empty begins anew.",
+        group="Adapter", more=True)
     save_dtype: SaveDtype = option(
         "fp32", "Saved as", "Number type of the files; fp32 is exact, 16-bit is half the size.",
         group="Adapter", more=True)
@@ -230,6 +234,7 @@ class NoAdapterConfig(Section):
 # The methods that are offered: the form, the CLI and the run file take them from here.
 TargetedConfig = LoraConfig | DoraConfig | QLoraConfig | AdaLoraConfig | FullConfig  # those that change chosen layers
 AdapterConfig = TargetedConfig | NoAdapterConfig
+StartableConfig = LowRankConfig | NoAdapterConfig  # those with `start_from`
 METHODS: dict[str, type[TargetConfig] | type[NoAdapterConfig]] = {
     str(kind.model_fields["method"].default): kind for kind in get_args(AdapterConfig)}
 

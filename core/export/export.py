@@ -13,6 +13,7 @@ from torch import Tensor
 
 from core import files
 from core.adapter_folder import (
+    ADALORA_TYPE,
     BOTTLENECK_CONFIG,
     BOTTLENECK_FOLDER,
     CONFIG_NAME,
@@ -38,7 +39,6 @@ from core.export.tried import tried_words
 from core.export.versions import AdapterCase, MergedCase, fits_whole
 from core.export.whole_change import change_that_arrived, with_loss
 from core.jobs import Export
-from core.lora.adalora_file import KIND as ADALORA
 from core.lora.adapter_file import (
     WEIGHTS_NAME,
     AdapterFile,
@@ -178,7 +178,7 @@ def _export_adapter(job: Export, source: Source, folder: Path, out: Path,
     if not job.receipt:
         return None
     # AdaLoRA's file holds A and E apart, each rounded for itself
-    rounded = contents_of(tensors, config, folder).pairs if config.get("peft_type") == ADALORA else None
+    rounded = contents_of(tensors, config, folder).pairs if config.get("peft_type") == ADALORA_TYPE else None
     written = read_adapter(folder)
     case = AdapterCase(source.base, source.adapter.path, wanted, folder, written.pairs, rounded, extras, written.extras,
                        source.adapter.contents, written.contents)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from core.adapter_folder import adapter_folder_bytes
+from core.adapter_folder import ADALORA_TYPE, adapter_folder_bytes
 from core.control import Control
 from core.errors import CoreError
 from core.events import AdapterInspected, Event, Progress, Result
@@ -18,7 +18,6 @@ from core.export.keys import match_keys, skeleton
 from core.export.loaders import AdapterFacts, extra_verdicts, facts_of_config, verdicts
 from core.export.shards import FLOATING, TensorReader, TensorRecord, read_checkpoint, row_blocks
 from core.jobs import InspectAdapter
-from core.lora.adalora_file import KIND as ADALORA
 from core.lora.adapter_file import AdapterFile, read_adapter
 from core.lora.peft_keys import LoraPair
 from core.lora.plain_form import beyond_low_rank, compatible_form
@@ -27,10 +26,10 @@ from core.models.inspect import read_card
 from core.models.library import resolve
 from core.models.quantise import Quantisation, quantisation_in
 from core.records import AdaptedModule, AdapterCard, BaseMatch, LoaderVerdict
-from core.start import adapter_folder, settings_from
+from core.start import adapter_folder, start_tables
 
 _DTYPE_WORDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
-_METHOD_WORDS = {"ADALORA": "AdaLoRA"}
+_METHOD_WORDS = {ADALORA_TYPE: "AdaLoRA"}
 
 
 def inspect_adapter(job: InspectAdapter, control: Control) -> Iterator[Event]:
@@ -83,14 +82,14 @@ def describe(adapter: AdapterFile) -> AdapterCard:
         modules=tuple(AdaptedModule(name, pair.lora_a.shape[0], pair.scale,
                                     delta_norm(pair) if pair.magnitude is None else None)
                       for name, pair in adapter.pairs.items()),
-        loaders=tuple(_verdicts(adapter, facts)), compatible=tuple(compatible_verdicts(adapter)),
+        loaders=tuple(_verdicts(adapter, facts)), **_compatible(adapter),
         settings=settings, unlike=unlike, origin=_origin(adapter.origin),
         quantisation=held.kind if held is not None else "")
 
 
 def _folded_away(adapter: AdapterFile) -> int:
     """Numbers of the file that its updates hold multiplied out: AdaLoRA's E, one for every triplet."""
-    if adapter.config.get("peft_type") != ADALORA:
+    if adapter.config.get("peft_type") != ADALORA_TYPE:
         return 0
     return sum(pair.lora_a.shape[0] for pair in adapter.pairs.values())
 
@@ -105,24 +104,26 @@ def facts_of(adapter: AdapterFile) -> AdapterFacts:
         tuple(name for name, pair in pairs.items() if pair.kernel))
 
 
-def compatible_verdicts(adapter: AdapterFile) -> list[Any]:
-    """What the loaders make of its compatible form; nothing where it has none."""
+def _compatible(adapter: AdapterFile) -> dict[str, Any]:
+    """What is known of its compatible form, and what the loaders make of it; nothing where it has none."""
     if beyond_low_rank(adapter) or not adapter.pairs or adapter.extras.words:
-        return []
-    _, config = compatible_form(adapter)
+        return {}
+    tensors, config = compatible_form(adapter)
     facts = facts_of(adapter)
-    return verdicts(facts_of_config(config, dict.fromkeys(facts.ranks, int(config["r"])),
+    read = verdicts(facts_of_config(config, dict.fromkeys(facts.ranks, int(config["r"])),
                                     dict.fromkeys(facts.scales, 1.0), facts.embeddings, facts.convolutions))
+    return {"compatible": tuple(read), "compatible_parameters": sum(tensor.numel() for tensor in tensors.values())}
 
 
 def _settings(adapter: AdapterFile, held: Quantisation | None) -> tuple[dict[str, Any], str]:
     try:
-        settings = settings_from(adapter.config, list(adapter.pairs), adapter.origin)
+        tables = start_tables(adapter.path, list(adapter.pairs))
     except ValueError as error:
         return {}, str(error)
-    if held is not None and settings["method"] == "lora":  # it goes on over a base that is held alike
-        settings |= {"method": "qlora", "quantisation": held.kind, "double_quantisation": held.double}
-    return {**settings, "start_from": str(adapter.path)}, ""
+    own = tables["adapter"]
+    if held is not None and own["method"] == "lora":  # it goes on over a base that is held alike
+        own |= {"method": "qlora", "quantisation": held.kind, "double_quantisation": held.double}
+    return {**tables, "adapter": {**own, "start_from": str(adapter.path)}}, ""
 
 
 def _verdicts(adapter: AdapterFile, facts: AdapterFacts) -> list[LoaderVerdict]:

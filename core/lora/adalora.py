@@ -78,7 +78,7 @@ class AdaLora(Method):
                                f"(from step {start:,} until step {end:,}).",
                                "Train longer, or leave more room between Pruning from and Pruning until.")
         if step == 0:
-            ranks = {name: layer.rank for name, layer in _layers(model).items()}
+            ranks = {name: layer.rank for name, layer in adalora_layers(model).items()}
             yield RanksChosen(0, ranks, sum(ranks.values()))
 
     def is_settled(self, step: int, total: int) -> bool:
@@ -93,7 +93,7 @@ class AdaLora(Method):
         if self.adapter.orthogonality == 0:
             return None
         terms = []
-        for layer in _layers(model).values():
+        for layer in adalora_layers(model).values():
             identity = torch.eye(layer.rank, device=layer.lora_a.device)
             terms.append(torch.linalg.matrix_norm(layer.lora_a @ layer.lora_a.T - identity))
             terms.append(torch.linalg.matrix_norm(layer.lora_b.T @ layer.lora_b - identity))
@@ -119,7 +119,7 @@ class AdaLora(Method):
     def budget(self, model: PreTrainedModel, step: int, total: int) -> int:
         """How many triplets of all matrices together may stay at `step`: a cubic fall (equation 13)."""
         start, end = self.adapter.pruning_steps(total)
-        layers = _layers(model)
+        layers = adalora_layers(model)
         first, target = sum(layer.rank for layer in layers.values()), self.adapter.rank * len(layers)
         if step <= start:
             return first
@@ -144,7 +144,7 @@ class AdaLora(Method):
     def _scores(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """How much each triplet of each module matters, (r,): Λ's own score and the mean of P's and of Q's."""
         scores = {}
-        for name in _layers(model):
+        for name in adalora_layers(model):
             a, e, b = (self._importance[f"{name}.{part}"] * self._uncertainty[f"{name}.{part}"]
                        for part in ("lora_a", "lora_e", "lora_b"))
             scores[name] = e.view(-1) + torch.stack([a.mean(dim=1), b.mean(dim=0)], dim=1).sum(dim=1)
@@ -164,7 +164,7 @@ class AdaLora(Method):
 
     def _prune(self, model: PreTrainedModel) -> None:
         """Set the entries of Λ to zero whose triplets were not kept."""
-        for name, layer in _layers(model).items():
+        for name, layer in adalora_layers(model).items():
             layer.lora_e.data.masked_fill_(~self._kept[name].to(layer.lora_e.device)[:, None], 0.0)
 
     def state(self) -> dict[str, Tensor]:
@@ -186,7 +186,7 @@ class AdaLora(Method):
 
         A triplet that has grown again since the last choice is written, so that the file gives what the model gives.
         """
-        layers = _layers(model)
+        layers = adalora_layers(model)
         kept = {name: self._kept[name] | (layer.lora_e.detach().cpu().view(-1) != 0)
                 for name, layer in layers.items()} if self._kept else {}
         tensors = {}
@@ -208,12 +208,13 @@ class AdaLora(Method):
         }
 
 
-def _layers(model: nn.Module) -> dict[str, AdaLoraLayer]:
+def adalora_layers(model: nn.Module) -> dict[str, AdaLoraLayer]:
+    """The AdaLoraLayers of `model` by module name, in the model's order."""
     return {name: layer for name, layer in lora_layers(model).items() if isinstance(layer, AdaLoraLayer)}
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {f"{name}.{part}": getattr(layer, part) for name, layer in _layers(model).items()
+    return {f"{name}.{part}": getattr(layer, part) for name, layer in adalora_layers(model).items()
             for part in ("lora_a", "lora_e", "lora_b")}
 
 

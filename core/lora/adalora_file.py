@@ -7,17 +7,18 @@ The update is alpha / (init_r + 1e-5) · B (A ⊙ E).
 
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from core.adapter_folder import ADALORA_TYPE
 from core.config import AdaLoraConfig
 from core.errors import AdapterError
 from core.targets import RANK_OFFSET
 
-KIND = "ADALORA"
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.(?P<part>lora_A|lora_E|lora_B)")
 
 
@@ -34,7 +35,7 @@ def schedule_config(adapter: AdaLoraConfig, total_steps: int, kept: dict[str, Te
     """AdaLoRA's own fields of adapter_config.json; `kept` (r,) by module name, {} where nothing was pruned yet."""
     start, end = adapter.pruning_steps(total_steps)
     return {
-        "peft_type": KIND,
+        "peft_type": ADALORA_TYPE,
         "init_r": adapter.first_rank, "target_r": adapter.rank, "tinit": start, "tfinal": total_steps - end,
         "deltaT": adapter.budget_every, "beta1": adapter.sensitivity_beta, "beta2": adapter.uncertainty_beta,
         "orth_reg_weight": adapter.orthogonality, "total_step": total_steps,
@@ -42,8 +43,34 @@ def schedule_config(adapter: AdaLoraConfig, total_steps: int, kept: dict[str, Te
     }
 
 
+@dataclass(frozen=True)
+class Triplets:
+    """What a file holds of one module: `a` (r, in), `e` (r, 1), `b` (out, r), the scale of the update, and which of
+    the `first_rank` triplets of the start these are: `places` (r,)."""
+
+    a: Tensor
+    e: Tensor
+    b: Tensor
+    scale: float
+    places: Tensor
+    first_rank: int
+
+    def folded(self) -> tuple[Tensor, Tensor, float]:
+        """A ⊙ E (r, in) in fp32 as PEFT does, whatever the file holds them in, B (out, r) and the scale."""
+        return self.a.float() * self.e.float(), self.b, self.scale
+
+
 def fold(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """A ⊙ E (r, in) in fp32, B (out, r) and the scale of every module of a file; r may be 0.
+    """A ⊙ E, B and the scale of every module of a file (see `Triplets.folded`); r may be 0.
+
+    Raises:
+        AdapterError: as `read_triplets`.
+    """
+    return {module: triplets.folded() for module, triplets in read_triplets(tensors, config, folder).items()}
+
+
+def read_triplets(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) -> dict[str, Triplets]:
+    """The triplets of every module of a file.
 
     Raises:
         AdapterError: a key of another kind, a part that is missing, shapes that do not fit, a damaged config.
@@ -64,31 +91,34 @@ def fold(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) -> di
         parts.setdefault(match["module"], {})[match["part"]] = tensor
     if not parts:
         raise AdapterError(f"The adapter in {folder} is empty.")
-    ranks = _ranks(config.get("rank_pattern"), first, folder)
+    places = _places(config.get("rank_pattern"), first, folder)
     scale = (alpha if alpha > 0 else first) / (first + RANK_OFFSET)  # as PEFT takes an alpha of zero
-    unknown = sorted(set(ranks) - set(parts))
+    unknown = sorted(set(places) - set(parts))
     if unknown:
         raise AdapterError(f"The adapter in {folder} names ranks for {unknown[0]}, of which it holds nothing.")
-    return {module: (*_folded(module, found, ranks.get(module, first), folder), scale)
+    every = torch.arange(first)
+    return {module: Triplets(*_checked(module, found, len(places.get(module, every)), folder), scale,
+                             places.get(module, every), first)
             for module, found in parts.items()}
 
 
-def _ranks(pattern: Any, first: int, folder: Path) -> dict[str, int]:
-    """How many triplets of each module the file holds."""
-    ranks = {}
+def _places(pattern: Any, first: int, folder: Path) -> dict[str, Tensor]:
+    """Which triplets of each module the file holds, (r,)."""
+    places = {}
     for key, kept in (pattern or {}).items():
         if not isinstance(kept, list) or len(kept) != first or not all(isinstance(one, bool) for one in kept):
             raise AdapterError(f"The adapter in {folder} has a rank_pattern for {key} that is not a list of {first} "
                                "truth values.")
-        ranks[re.sub(r"\.lora_E(\.\w+)?$", "", str(key))] = sum(kept)  # older files name the adapter behind it
-    return ranks
+        module = re.sub(r"\.lora_E(\.\w+)?$", "", str(key))  # older files name the adapter behind it
+        places[module] = torch.tensor(kept).nonzero().view(-1)
+    return places
 
 
-def _folded(module: str, found: dict[str, Tensor], rank: int, folder: Path) -> tuple[Tensor, Tensor]:
+def _checked(module: str, found: dict[str, Tensor], rank: int, folder: Path) -> tuple[Tensor, Tensor, Tensor]:
     if set(found) != {"lora_A", "lora_E", "lora_B"}:
         raise AdapterError(f"The adapter in {folder} holds only a part of {module}.", "The file is incomplete.")
     a, e, b = found["lora_A"], found["lora_E"], found["lora_B"]
     if a.ndim != 2 or b.ndim != 2 or e.shape != (rank, 1) or a.shape[0] != rank or b.shape[1] != rank:
         raise AdapterError(f"The adapter in {folder} says rank {rank} for {module} but holds A {tuple(a.shape)}, "
                            f"E {tuple(e.shape)} and B {tuple(b.shape)}.")
-    return a.float() * e.float(), b  # in fp32 as PEFT does, whatever the file holds them in
+    return a, e, b

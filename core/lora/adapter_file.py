@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from core import files
-from core.adapter_folder import CONFIG_NAME, ORIGIN_NAME, WEIGHTS_NAME, read_object
+from core.adapter_folder import ADALORA_TYPE, CONFIG_NAME, ORIGIN_NAME, WEIGHTS_NAME, read_object
 from core.adapter_shapes import is_exact
 from core.config import DoraConfig, PatternedConfig
 from core.errors import AdapterError
@@ -187,7 +187,7 @@ def read_adapter(folder: Path) -> AdapterFile:
 
 def contents_of(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path) -> Contents:
     """What the tensors of a file mean; `folder` is for messages. Raises AdapterError as `read_adapter`."""
-    if config.get("peft_type") != adalora_file.KIND:
+    if config.get("peft_type") != ADALORA_TYPE:
         return sort_tensors(tensors, config, str(folder))
     low_rank = {key: tensor for key, tensor in tensors.items() if ".lora_" in key}
     contents = sort_tensors({key: tensor for key, tensor in tensors.items() if key not in low_rank}, config,

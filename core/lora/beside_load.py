@@ -83,14 +83,14 @@ def fitted_beside(contents: Contents, model: nn.Module) -> BesideLayers | None:
     table = {info.name: info for info in module_table(model)}
     wholes = {name: WholeParameter(value, trained=False) for name, value in contents.parameters.items()}
     for name, value in contents.frozen.items():
-        if not _is_the_base(name, value, model):
+        if not is_the_base(name, value, model):
             whole = WholeParameter(value, trained=False)
             for shared in _sharing(name, table):
                 wholes.setdefault(shared, whole)
     return BesideLayers(model, wholes, contents.rows) if wholes or contents.rows else None
 
 
-def _is_the_base(name: str, value: Tensor, model: nn.Module) -> bool:
+def is_the_base(name: str, value: Tensor, model: nn.Module) -> bool:
     """PEFT writes the base's embedding beside an adapter of it."""
     module, _, parameter = name.rpartition(".")
     own = frozen_value(unwrapped(model.get_submodule(module)), parameter)

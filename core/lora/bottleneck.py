@@ -120,4 +120,5 @@ class Bottleneck(Method):
         write_bottleneck(folder, tensors, {
             "format": BOTTLENECK_FORMAT, "base_model_name_or_path": base_name, "size": self.config.size,
             "activation": self.config.activation, "placement": self.config.placement,
+            "first_layer": self.config.first_layer, "last_layer": self.config.last_layer,
         })

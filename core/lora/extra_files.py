@@ -5,8 +5,8 @@ The prefix lies in PEFT's layout (peft_type PREFIX_TUNING): `adapter_config.json
 for every virtual token the key and then the value of layer 0, of layer 1 and so on.
 
 No library of others reads bottleneck adapters in this form, so the layout is ours: `bottleneck_config.json`
-(format, size, activation, placement, base) and `bottleneck.safetensors` with four tensors for each module
-whose output they follow, in the orientation of nn.Linear: `<module>.down.weight` (size, width),
+(format, size, activation, placement, first_layer, last_layer, base) and `bottleneck.safetensors` with four tensors
+for each module whose output they follow, in the orientation of nn.Linear: `<module>.down.weight` (size, width),
 `.down.bias` (size,), `.up.weight` (width, size), `.up.bias` (width,). The output h of the module becomes
 h + up(activation(down(h))).
 """
@@ -30,6 +30,7 @@ from core.adapter_folder import (
     CONFIG_NAME,
     ORIGIN_NAME,
     PREFIX_FOLDER,
+    PREFIX_TYPE,
     WEIGHTS_NAME,
     read_object,
 )
@@ -40,7 +41,6 @@ from core.lora.tensor_file import write_tensors
 from core.records import ModuleInfo
 
 BOTTLENECK_FORMAT = "lora-workbench bottleneck 1"
-PREFIX_TYPE = "PREFIX_TUNING"  # PEFT's name
 ACTIVATIONS = ("gelu", "relu", "silu")
 _PARTS = ("down.weight", "down.bias", "up.weight", "up.bias")
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from core.adapter_folder import ADALORA_TYPE
 from core.errors import AdapterError
-from core.lora import adalora_file
 from core.start import damaged_field
 
 # These starts change the base's weights when the adapter is put on, so its numbers count for another base.
@@ -35,7 +35,7 @@ def _names(value: Any) -> bool:
 
 # Each field with the values that are read rightly.
 _MEANING: dict[str, Callable[[Any], bool]] = {
-    "peft_type": lambda value: value in ("LORA", adalora_file.KIND),
+    "peft_type": lambda value: value in ("LORA", ADALORA_TYPE),
     "bias": lambda value: value in ("none", "all", "lora_only", None),
     "modules_to_save": _names,
     "target_parameters": _names,

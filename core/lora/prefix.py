@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache, PreTrainedModel
 
-from core.adapter_folder import PREFIX_FOLDER
+from core.adapter_folder import PREFIX_FOLDER, PREFIX_TYPE
 from core.config import PrefixConfig
 from core.errors import AdapterError
 from core.extra_shapes import PROMPT_KEY, key_value_width
 from core.lora.adapter_file import write_adapter
 from core.lora.extra import ModelExtra
-from core.lora.extra_files import PREFIX_TYPE, Geometry, PrefixFile
+from core.lora.extra_files import Geometry, PrefixFile
 from core.lora.inject import module_table
 from core.lora.method import Material, Method, ParameterGroup
 

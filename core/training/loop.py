@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from core.config import PatternedConfig, RunConfig
+from core.config import RunConfig, StartableConfig
 from core.control import Control
 from core.data.batching import step_rows
 from core.data.row_store import row_lengths
@@ -129,9 +129,9 @@ def _run(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks, chec
     training = setup.config.training
     optimizer = make_optimizer(setup.adaptation.optimizer_groups(setup.model), setup.config, setup.device)
     adapter = setup.config.adapter
-    if checkpoint is None and isinstance(adapter, PatternedConfig) and adapter.start_from:
+    if checkpoint is None and isinstance(adapter, StartableConfig) and adapter.start_from:
         yield Note(f"Training goes on from the adapter in {adapter.start_from}.")
-        start_from(setup.model, adapter, setup.origin["base_fingerprint"])
+        start_from(setup.model, setup.config, setup.origin["base_fingerprint"])
     position = restore_checkpoint(checkpoint, setup, optimizer) if checkpoint else Position()
     ranks.begin_same(setup.added_tensors)
     total = total_steps(training, len(setup.train))

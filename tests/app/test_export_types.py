@@ -124,6 +124,14 @@ def test_after_full_fine_tuning(tmp_path: Path, checkpoint: str, kept: str) -> N
     assert facts.bytes_of(choice) == CARD.parameters * {"bf16": 2, "fp32": 4}[kept]
 
 
+def test_the_compatible_form_is_counted_with_its_padding(tmp_path: Path) -> None:
+    facts = ExportFacts(RunConfig(), 1000, compatible_parameters=750)
+    choice = ExportChoice(tmp_path, to="adapter")
+    assert facts.bytes_of(choice) == 1000
+    assert facts.bytes_of(replace(choice, form="compatible")) == 3000
+    assert facts.bytes_of(replace(choice, form="compatible", dtype="bf16")) == 1500
+
+
 @pytest.mark.parametrize("sections", [("prefix",), ("prefix", "bottleneck")])
 def test_what_can_not_be_merged_is_said_before(qtbot: QtBot, tmp_path: Path, sections: tuple[str, ...]) -> None:
     run = make_run(tmp_path / "runs", "run", adapter=NoAdapterConfig())

@@ -12,12 +12,13 @@ from app.folder_drop import folder_in
 from app.import_dialog import ImportDialog
 from app.operations import Operations
 from core import events, jobs, records
-from core.config import LoraConfig, RunConfig
+from core.config import BottleneckConfig, LoraConfig, PrefixConfig, RunConfig
 from core.control import Control
 from core.start import going_on_from
 
 MARKUP = "<b>bold</b>"
-SETTINGS = {"method": "lora", "rank": 4, "alpha": 8.0, "target_modules": ["q_proj"], "start_from": "/a"}
+SETTINGS = {"adapter": {"method": "lora", "rank": 4, "alpha": 8.0, "target_modules": ["q_proj"], "start_from": "/a"},
+            "prefix": {"length": 6}, "bottleneck": None}
 CARD = records.AdapterCard(
     Path("/a"), f"adapter {MARKUP}", "LoRA", 8, 1_000_000, 4_000_000, "fp32", f"theirs {MARKUP}", "SmolLM2",
     (records.BaseMatch("SmolLM2", Path("/m"), "same"), records.BaseMatch("Other", Path("/o"), "fits")),
@@ -62,10 +63,10 @@ def test_facts_bases_and_readers_are_told(qtbot: QtBot) -> None:
 def test_without_a_base_here_nothing_is_offered(qtbot: QtBot) -> None:
     from dataclasses import replace
 
-    dialog = open_dialog(qtbot, events.AdapterInspected(replace(CARD, bases=(), settings={}, unlike="it is AdaLoRA")))
+    dialog = open_dialog(qtbot, events.AdapterInspected(replace(CARD, bases=(), settings={}, unlike="it is IA3")))
     assert "No model on this machine fits it." in dialog.problem.text
     assert not any(made.isEnabled() for made in (dialog.chat_button, dialog.train_button, dialog.export_button))
-    assert "AdaLoRA" in dialog.train_button.toolTip()
+    assert "IA3" in dialog.train_button.toolTip()
 
 
 def test_a_damaged_one_is_refused_in_words(qtbot: QtBot) -> None:
@@ -82,7 +83,9 @@ def test_only_one_local_folder_can_be_dropped(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_with_the_settings_of_the_adapter() -> None:
-    config = going_on_from(RunConfig(), SETTINGS, "/m")
+    config = going_on_from(RunConfig(bottleneck=BottleneckConfig()), SETTINGS, "/m")
+    assert config.prefix == PrefixConfig(length=6)
+    assert config.bottleneck is None
     assert config.model.path == "/m"
     assert isinstance(config.adapter, LoraConfig)
     assert (config.adapter.rank, config.adapter.start_from) == (4, "/a")

@@ -17,7 +17,7 @@ from core.__main__ import main
 from core.cli import runner, texts
 from core.cli.arguments import build_parser, byte_count, spread_overrides
 from core.cli.screen import visible
-from core.config import load_config
+from core.config import PrefixConfig, load_config
 from core.control import Control
 from core.errors import CoreError
 from core.events import Event, MemoryMeasured, Note, Progress, Result, TokenGenerated
@@ -234,6 +234,27 @@ def test_init_refuses_what_is_not_there(tmp_path: Path, capsys: pytest.CaptureFi
     assert "none.jsonl does not exist" in capsys.readouterr().err
     assert main(["init", str(tmp_path / "a.toml"), "--model", str(tmp_path / "no-model")]) == 1
     assert not (tmp_path / "a.toml").exists()
+
+
+def test_init_goes_on_from_an_adapter(run_file: Path, rows: Path, tiny_model: Path, tmp_path: Path,
+                                      capsys: pytest.CaptureFixture[str]):
+    prefix = ["--set", "adapter.method=none", "prefix.length=3"]
+    assert main(["train", str(run_file), "--run-dir", str(tmp_path / "run"), *QUICK, *prefix[1:]]) == 0
+    after = tmp_path / "next.toml"
+    told = ["init", str(after), "--from", str(tmp_path / "run"), "--data", str(rows)]
+    assert main(told) == 0  # the base is where it was trained
+    assert load_config(after).model.path == str(tiny_model)
+    (tmp_path / "run" / "adapter" / "workbench.json").unlink()
+    assert main([*told, "--force"]) == 1
+    assert "No model on this machine fits" in capsys.readouterr().err
+    assert main([*told, "--force", "--model", str(tiny_model)]) == 0
+    config = load_config(after)
+    assert (config.model.path, config.prefix, config.adapter.method) == (
+        str(tiny_model), PrefixConfig(length=3), "none")
+    assert main(["train", str(after), "--run-dir", str(tmp_path / "next"), *QUICK, "--json"]) == 0
+    assert "goes on from the adapter" in capsys.readouterr().out
+    assert main(["init", str(tmp_path / "b.toml"), "--from", str(tmp_path / "gone")]) == 1
+    assert not (tmp_path / "b.toml").exists()
 
 
 def test_models_prints_one_object_a_line(home: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]):

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from core.config import DoraConfig, LoraConfig, ModelConfig, RunConfig, load_config
+from core.config import AdapterConfig, DoraConfig, LoraConfig, ModelConfig, NoAdapterConfig, RunConfig, load_config
 from core.models.inspect import read_card
 from core.run_problems import problems
-from core.start import adapter_folder, settings_from, start_problem
+from core.start import adapter_folder, settings_from, start_tables
+from core.start_problem import start_problem
 
 CONFIG = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.1,
           "bias": "none", "use_rslora": True, "rank_pattern": {"q_proj": 4}}
@@ -18,6 +19,12 @@ def folder(path: Path, **changes: object) -> Path:
     path.mkdir(parents=True)
     (path / "adapter_config.json").write_text(json.dumps({**CONFIG, **changes}))
     return path
+
+
+def told(adapter: AdapterConfig) -> str:
+    """The field at which it is told that the run can not start; "" where it can."""
+    found = start_problem(RunConfig(adapter=adapter))
+    return found[0] if found else ""
 
 
 def test_settings_are_those_of_the_file() -> None:
@@ -30,8 +37,8 @@ def test_settings_are_those_of_the_file() -> None:
         assert settings_from({**CONFIG, **changes}, ["b", "a"])["target_modules"] == ["a", "b"]
 
 
-@pytest.mark.parametrize("changes", [{"peft_type": "ADALORA"}, {"bias": "all"}, {"modules_to_save": ["lm_head"]},
-                                     {"r": 0}, {"lora_alpha": 1e9}])
+@pytest.mark.parametrize("changes", [{"peft_type": "IA3"}, {"peft_type": "ADALORA"},  # without init_r
+                                     {"trainable_token_indices": [3]}, {"r": 0}, {"lora_alpha": 1e9}])
 def test_what_can_not_be_gone_on_from(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"."):
         settings_from({**CONFIG, **changes}, ["a"])
@@ -44,26 +51,28 @@ def test_other_settings_are_a_problem_at_their_field(tmp_path: Path, fields: dic
                                                      field: str | None) -> None:
     start = str(folder(tmp_path / "a"))
     adapter = LoraConfig(**{"rank": 8, "alpha": 16.0, "rslora": True, "start_from": start, **fields})  # type: ignore[arg-type]
-    found = start_problem(adapter)
-    assert (found[0] if found else None) == field
+    assert told(adapter) == (f"adapter.{field}" if field else "")
     named = [problem.field for problem in problems(RunConfig(model=ModelConfig(path="m"), adapter=adapter))]
     assert (f"adapter.{field}" in named) == (field is not None)
 
 
 def test_another_method_or_nothing_there_is_a_problem(tmp_path: Path) -> None:
     start = str(folder(tmp_path / "a"))
-    assert (start_problem(DoraConfig(rank=8, rslora=True, start_from=start)) or ("",))[0] == "method"
-    assert (start_problem(LoraConfig(start_from=str(tmp_path / "none"))) or ("",))[0] == "start_from"
+    assert told(DoraConfig(rank=8, rslora=True, start_from=start)) == "adapter.method"
+    assert told(NoAdapterConfig(start_from=start)) == "adapter.method"
+    assert told(LoraConfig(start_from=str(tmp_path / "none"))) == "adapter.start_from"
     (tmp_path / "a" / "adapter_config.json").write_text("{")
-    assert (start_problem(LoraConfig(start_from=start)) or ("",))[0] == "start_from"
+    assert told(LoraConfig(start_from=start)) == "adapter.start_from"
 
 
 @pytest.mark.parametrize("changes", [{"r": None}, {"lora_alpha": "x"}, {"rank_pattern": ["q_proj"]},
-                                     {"alpha_pattern": {"q_proj": None}}, {"target_modules": 3}])
+                                     {"alpha_pattern": {"q_proj": None}}, {"target_modules": 3},
+                                     {"modules_to_save": "lm_head"}, {"trainable_token_indices": {"embed": 3}},
+                                     {"trainable_token_indices": ["a"]}])
 def test_a_damaged_field_is_named(tmp_path: Path, changes: dict[str, object]) -> None:
-    found = start_problem(LoraConfig(start_from=str(folder(tmp_path / "a", **changes))))
+    found = start_problem(RunConfig(adapter=LoraConfig(start_from=str(folder(tmp_path / "a", **changes)))))
     assert found is not None
-    assert found[0] == "start_from"
+    assert found[0] == "adapter.start_from"
     assert next(iter(changes)) in found[1]
 
 
@@ -89,10 +98,57 @@ def test_the_home_folder_is_known_and_a_resumed_run_needs_no_start(tmp_path: Pat
     monkeypatch.setenv("HOME", str(tmp_path))
     folder(tmp_path / "a")
     adapter = LoraConfig(rank=8, rslora=True, start_from="~/a")
-    assert start_problem(adapter) is None
+    assert not told(adapter)
     config = RunConfig(model=ModelConfig(path="m"), adapter=adapter.model_copy(update={"start_from": "~/gone"}))
     assert "adapter.start_from" in [each.field for each in problems(config)]
     assert "adapter.start_from" not in [each.field for each in problems(config, resumed=True)]
+
+
+def test_a_whole_model_is_no_start(tmp_path: Path) -> None:
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "run.toml").write_text("")
+    (tmp_path / "run" / "model" / "config.json").write_text("{}")
+    found = start_problem(RunConfig(adapter=LoraConfig(start_from=str(tmp_path / "run"))))
+    assert found is not None
+    assert found[0] == "adapter.start_from" and "chosen as the base model" in found[1]
+
+
+@pytest.mark.parametrize(("changes", "field"), [
+    ({}, ""), ({"prefix": {"length": 8}}, "prefix.length"), ({"prefix": None}, "adapter.start_from"),
+    ({"prefix": {"length": 6, "projection": True}}, "prefix.projection"),
+    ({"bottleneck": {"size": 8, "activation": "relu"}}, "bottleneck.activation"),
+    ({"bottleneck": {"size": 8, "first_layer": 1}}, "bottleneck.first_layer"),
+    ({"adapter": {"method": "lora"}}, "adapter.method")])
+def test_what_stands_beside_must_be_alike(tmp_path: Path, changes: dict[str, object], field: str) -> None:
+    for part, name, values in (
+            ("prefix", "adapter_config.json", {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 6}),
+            ("bottleneck", "bottleneck_config.json", {"size": 8, "activation": "gelu", "placement": "both",
+                                                      "first_layer": 0, "last_layer": None})):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / name).write_text(json.dumps(values))
+    tables = start_tables(tmp_path, [])
+    assert tables == {"adapter": {"method": "none"}, "prefix": {"length": 6},
+                      "bottleneck": {"size": 8, "activation": "gelu", "placement": "both", "first_layer": 0}}
+    values = tables | changes
+    config = RunConfig.model_validate(values | {"adapter": {**values["adapter"], "start_from": str(tmp_path)}})
+    found = start_problem(config)
+    assert (found[0] if found else "") == field
+
+
+ADALORA = {"peft_type": "ADALORA", "init_r": 6, "target_r": 4, "lora_alpha": 16, "target_modules": ["q_proj"],
+           "tinit": 10, "tfinal": 30, "total_step": 100, "deltaT": 5, "beta1": 0.8, "beta2": 0.9,
+           "orth_reg_weight": 0.25, "bias": "all", "modules_to_save": ["lm_head"]}
+
+
+@pytest.mark.parametrize(("fields", "field"), [
+    ({}, ""), ({"rank": 2}, ""), ({"initial_rank": 8}, "initial_rank"), ({"alpha": 8.0}, "alpha"),
+    ({"bias": "none"}, "bias"), ({"modules_to_save": ()}, "modules_to_save")])
+def test_adalora_goes_on_with_its_first_ranks(tmp_path: Path, fields: dict[str, object], field: str) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(ADALORA))
+    values = settings_from(ADALORA, ["q_proj"])
+    assert (values["rank"], values["initial_rank"], values["budget_start"], values["budget_end"]) == (4, 6, 0.1, 0.7)
+    adapter = RunConfig.model_validate({"adapter": {**values, "start_from": str(tmp_path), **fields}}).adapter
+    assert told(adapter) == (f"adapter.{field}" if field else "")
 
 
 def test_a_run_stands_for_its_adapter_and_a_relative_path_for_the_run_file_s_folder(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ def test_an_adapter_of_ours_finds_the_very_base_it_was_trained_on(library: Path,
         assert module.share == pytest.approx(float(delta.norm() / weight.norm()), rel=1e-5)
         assert (module.rank, module.scale) == (4, 2.0)
     assert [verdict.reads for verdict in card.loaders] == ["exactly"] * 3
-    assert card.settings["rank"] == 4
-    assert card.settings["start_from"] == str(made.run.adapter)
+    assert card.settings["adapter"]["rank"] == 4
+    assert card.settings["adapter"]["start_from"] == str(made.run.adapter)
 
 
 def test_one_made_elsewhere_is_matched_by_its_shapes(library: Path, tmp_path: Path) -> None:

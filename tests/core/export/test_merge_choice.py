@@ -107,7 +107,8 @@ def test_the_adapter_names_its_base_and_how_it_was_held(tmp_path: Path, bases: C
     assert found.origin[ORIGIN_KEY] == {"kind": "nf4", "double": True, "computed_in": "fp32"}
     card = describe(found)
     assert card.quantisation == "nf4"
-    assert (card.settings["method"], card.settings["double_quantisation"]) == ("qlora", True)  # where it goes on
+    own = card.settings["adapter"]
+    assert (own["method"], own["double_quantisation"]) == ("qlora", True)  # where it goes on
 
 
 def test_the_choice_is_only_for_merged_models_of_quantised_bases(tmp_path: Path, made: Any,

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GptOssConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from core.adapter_shapes import adapter_shapes, trained_parameters
-from core.config import DoraConfig, LoraConfig
+from core.config import DoraConfig, LoraConfig, RunConfig
 from core.errors import AdapterError
 from core.lora.adapter_file import adapter_tensors, read_adapter, save_adapter
 from core.lora.attach import load_adapter
@@ -281,7 +281,7 @@ def test_training_goes_on_from_an_adapter(family: str, tmp_path: Path) -> None:
                        start_from=str(tmp_path / "adapter"))
     fresh = _load(base)
     inject(fresh, again, seed=3)
-    start_from(fresh, again, "")
+    start_from(fresh, RunConfig(adapter=again), "")
     for name, matrix in expert_matrices(fresh).items():
         assert torch.equal(matrix.lora_a, expert_matrices(model)[name].lora_a)
         assert torch.equal(matrix.lora_b, expert_matrices(model)[name].lora_b)

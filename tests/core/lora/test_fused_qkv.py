@@ -27,7 +27,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from core.adapter_shapes import adapter_shapes, trained_parameters
-from core.config import DoraConfig, LoraConfig
+from core.config import DoraConfig, LoraConfig, RunConfig
 from core.errors import AdapterError
 from core.fused_parts import parts_advice, parts_problem
 from core.lora.adapter_file import adapter_tensors, read_adapter, save_adapter
@@ -36,7 +36,8 @@ from core.lora.fused_qkv import FusedQkvLayer, layout_of, parts_of
 from core.lora.inject import inject, lora_layers, module_table, remove
 from core.lora.start import start_from
 from core.models.load import load_model
-from core.start import settings_from, start_problem
+from core.start import settings_from
+from core.start_problem import start_problem
 from core.targets import select_targets
 
 IDS = torch.arange(10, 34)[None]
@@ -268,14 +269,14 @@ def test_training_goes_on_with_the_same_parts(tmp_path: Path) -> None:
         4, 6.0, ("q", "v"), {}, {})
     fresh = load_model(base, torch.device("cpu"), torch.float32)
     inject(fresh, again, seed=3)
-    start_from(fresh, again, "")
+    start_from(fresh, RunConfig(adapter=again), "")
     for name, layer in lora_layers(fresh).items():
         assert torch.equal(layer.lora_a, layers[name].lora_a)
         assert torch.equal(layer.lora_b, layers[name].lora_b)
     other = again.model_copy(update={"fused_parts": ("k", "v")})
-    problem = start_problem(other)
+    problem = start_problem(RunConfig(adapter=other))
     assert problem is not None
-    assert problem[:1] == ("fused_parts",)
+    assert problem[:1] == ("adapter.fused_parts",)
     plain = tmp_path / "plain"  # as another program would leave it, without a note of the parts
     save_adapter(plain, model, adapter, str(base))
     (plain / "workbench.json").unlink()
@@ -283,4 +284,4 @@ def test_training_goes_on_with_the_same_parts(tmp_path: Path) -> None:
     wrong = load_model(base, torch.device("cpu"), torch.float32)
     inject(wrong, rest, seed=3)
     with pytest.raises(AdapterError, match="other parts"):
-        start_from(wrong, rest, "")
+        start_from(wrong, RunConfig(adapter=rest), "")

@@ -1,0 +1,134 @@
+"""Training goes on from an adapter of every method: inspected, its settings taken over, its numbers the start."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import build_tiny
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from core.config import RunConfig, parse_config
+from core.control import Control
+from core.events import AdapterInspected, CheckpointSaved, Evaluated, Note, Result
+from core.export.inspect_adapter import inspect_adapter
+from core.jobs import InspectAdapter, Train
+from core.lora.adapter_file import AdapterFile, read_adapter
+from core.lora.attach import load_adapter
+from core.models.inspect import read_card
+from core.models.load import load_model
+from core.run_problems import problems
+from core.start import going_on_from
+from core.training.loop import train
+
+TRAINING = {"max_steps": 8, "batch_size": 4, "warmup_steps": 0, "device": "cpu", "dtype": "fp32"}
+STAND_STILL = {"learning_rate": 1e-12, "max_steps": 3}
+KINDS: dict[str, dict[str, Any]] = {
+    "biases": {"adapter": {"method": "lora", "rank": 4, "bias": "all"}},
+    "head": {"adapter": {"method": "dora", "rank": 4, "modules_to_save": ["lm_head"]}},
+    "tokens": {"adapter": {"method": "lora", "rank": 4, "target_modules": "q-v", "new_tokens": ["<a>", "<b>"]}},
+    "embedding": {"adapter": {"method": "lora", "rank": 4, "target_modules": ["embed_tokens", "q_proj"]}},
+    "adalora": {"adapter": {"method": "adalora", "rank": 2, "initial_rank": 4, "budget_every": 1, "bias": "lora_only"}},
+    "prefix": {"adapter": {"method": "none"}, "prefix": {"length": 6}},
+    "bottleneck": {"adapter": {"method": "none"}, "bottleneck": {"size": 8, "first_layer": 1}},
+    "all": {"adapter": {"method": "lora", "rank": 4}, "prefix": {"length": 6}, "bottleneck": {"size": 8}},
+}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    file.write_text("\n".join(json.dumps({"instruction": f"say {n}", "output": f"<a>it is {n}"}) for n in range(24)))
+    return file
+
+
+def _train(config: RunConfig, run: Path) -> list[Any]:
+    events = list(train(Train(config, run), Control()))
+    assert isinstance(events[-1], Result)
+    return events
+
+
+def _going_on(adapter: Path, base: Path, before: RunConfig, **training: Any) -> RunConfig:
+    """As the window does: the adapter's own settings and base, the data and the rest of what was chosen before."""
+    events = list(inspect_adapter(InspectAdapter(adapter, base=False), Control()))
+    card = next(event.card for event in events if isinstance(event, AdapterInspected))
+    assert not card.unlike
+    values = before.model_dump(mode="json") | {"adapter": {"method": "lora"}, "prefix": None, "bottleneck": None}
+    return going_on_from(parse_config(values | {"training": values["training"] | training}), card.settings, str(base))
+
+
+def _tensors(file: AdapterFile) -> dict[str, torch.Tensor]:
+    pairs = {f"{name}.delta": pair.delta() for name, pair in file.pairs.items()}
+    lengths = {f"{name}.magnitude": pair.magnitude for name, pair in file.pairs.items() if pair.magnitude is not None}
+    return pairs | lengths | file.contents.beside() | file.extras.tensors
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_numbers_of_the_adapter_are_the_start(kind: str, rows: Path, tmp_path: Path) -> None:
+    base = build_tiny("qwen2", tmp_path / "base")  # it has biases
+    config = parse_config({"model": {"path": str(base)}, "data": {"train": [str(rows)], "validation_fraction": 0.2},
+                           "training": {**TRAINING, "learning_rate": 3e-2}, **KINDS[kind]})
+    first = _train(config, tmp_path / "first")
+    config = _going_on(tmp_path / "first", base, config, **STAND_STILL)
+    assert not problems(config, read_card(base))
+    second = _train(config, tmp_path / "second")
+    assert any("goes on from the adapter" in event.message for event in second if isinstance(event, Note))
+    # what the first run ended with is what the second begins with, by its own measure
+    saved = next(event.step for event in reversed(first) if isinstance(event, CheckpointSaved))
+    ended = next(event.loss for event in first if isinstance(event, Evaluated) and event.step == saved)
+    begun = next(event.loss for event in second if isinstance(event, Evaluated))
+    kept = [event for event in first if isinstance(event, Evaluated) and event.best]
+    assert begun == pytest.approx(kept[-1].loss if kept else ended, abs=1e-5)
+    before, after = _tensors(read_adapter(tmp_path / "first" / "adapter")), \
+        _tensors(read_adapter(tmp_path / "second" / "adapter"))
+    assert before.keys() == after.keys()
+    if kind != "adalora":  # which chooses its ranks anew
+        for name, tensor in before.items():
+            torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+def _peft_adalora(model: PreTrainedModel) -> Any:
+    from peft import AdaLoraConfig, get_peft_model
+
+    return get_peft_model(model, AdaLoraConfig(
+        task_type="CAUSAL_LM", init_r=4, target_r=2, lora_alpha=8, target_modules=["q_proj", "v_proj"],
+        total_step=100, tinit=10, tfinal=30, init_lora_weights=False))
+
+
+def _peft_prefix(model: PreTrainedModel) -> Any:
+    from peft import PrefixTuningConfig, get_peft_model
+
+    return get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
+
+
+def _peft_biases(model: PreTrainedModel) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    tuned = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], bias="lora_only",
+                                             modules_to_save=["lm_head"], init_lora_weights=False))
+    for name, parameter in tuned.named_parameters():
+        if parameter.requires_grad and "lora_" not in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return tuned
+
+
+@pytest.mark.parametrize("make", [_peft_adalora, _peft_prefix, _peft_biases])
+def test_one_of_peft_s_is_the_start(make: Any, rows: Path, tmp_path: Path) -> None:
+    base = build_tiny("qwen2", tmp_path / "base")
+    tuned = make(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)).eval()
+    ids = torch.arange(20, 60)[None]
+    with torch.no_grad():
+        wanted = tuned(input_ids=ids).logits
+    tuned.save_pretrained(tmp_path / "theirs")
+    config = parse_config({"data": {"train": [str(rows)], "validation_fraction": 0.0}, "training": TRAINING})
+    # the schedule leaves AdaLoRA all its ranks: nothing is pruned in steps in which nothing is learned
+    config = _going_on(tmp_path / "theirs", base, config, **STAND_STILL)
+    if make is _peft_adalora:
+        assert config.adapter.first_rank == 4  # type: ignore[union-attr]
+        config = config.model_copy(update={"adapter": config.adapter.model_copy(update={"rank": 4})})
+    _train(config, tmp_path / "run")
+    model = load_model(base, torch.device("cpu"), torch.float32)
+    load_adapter(tmp_path / "run" / "adapter", model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids).logits, wanted, rtol=0, atol=1e-5)
