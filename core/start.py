@@ -187,7 +187,7 @@ def _new_tokens(config: Mapping[str, Any], folder: Path) -> list[str]:
 
 @lru_cache(maxsize=4)
 def _added_tokens(path: Path, _changed: int) -> dict[int, str]:
-    """The tokens that were added to the vocabulary of a tokenizer.json, by their numbers; kept while it is unchanged."""
+    """Tokens that were added to the vocabulary of a tokenizer.json, by their numbers; kept while it is unchanged."""
     added = read_object(path, _LARGEST_TOKENIZER).get("added_tokens")
     each_one = [each for each in added if isinstance(each, dict)] if isinstance(added, list) else []
     return {each["id"]: each["content"] for each in each_one if {"id", "content"} <= each.keys()}

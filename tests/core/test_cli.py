@@ -245,6 +245,8 @@ def test_init_goes_on_from_an_adapter(run_file: Path, rows: Path, tiny_model: Pa
     assert main(told) == 0  # the base is where it was trained
     assert load_config(after).model.path == str(tiny_model)
     (tmp_path / "run" / "adapter" / "workbench.json").unlink()
+    config_file = tmp_path / "run" / "adapter" / "adapter_config.json"
+    config_file.write_text(config_file.read_text().replace(str(tiny_model), "theirs"))
     assert main([*told, "--force"]) == 1
     assert "No model on this machine fits" in capsys.readouterr().err
     assert main([*told, "--force", "--model", str(tiny_model)]) == 0
