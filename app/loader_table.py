@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from PySide6.QtCore import Qt, QTimer
+from PySide6.QtCore import Qt
 from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QGridLayout, QWidget
 
@@ -37,9 +37,10 @@ class LoaderTable(QWidget):
                      label(verdict.why, "help", wrap=True))
             for place, part in enumerate(parts):
                 self._grid.addWidget(part, line, place, Qt.AlignmentFlag.AlignTop)
+                part.ensurePolished()  # the sheet gives it its font, and with it its height
         self.setAccessibleName("\n".join(self.lines))
         self.setVisible(bool(verdicts))
-        QTimer.singleShot(0, self, self._take_height)  # the sheet gives the new labels their fonts first
+        self._take_height()
 
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802 -- Qt's name
         """Narrower sentences need more lines; a form layout does not ask for that by itself."""

@@ -191,7 +191,7 @@ class RunRecord:
         self.evaluated = event
         self.seconds += event.seconds
         best = ", the best so far" if event.best else ""
-        if event.best:  # the base's own loss, at step 0, is none
+        if event.best:  # the loss before the first step is none
             self.best_validation = event.loss
         self._write(f"Step {event.step:,}: validation loss {figures.loss(event.loss)}{best} "
                     f"({figures.span(event.seconds)}).")

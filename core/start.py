@@ -22,13 +22,14 @@ from core.adapter_folder import (
     read_object,
 )
 from core.config import METHODS, BottleneckConfig, RunConfig, parse_config
+from core.errors import AdapterError, describe
 from core.expert_names import parameter_of
 from core.fused_parts import FUSED_KINDS, PARTS_KEY
+from core.peft_fields import damaged_field, is_whole
 
 MODEL_CONFIG = "config.json"
 _OUTSIDE = "its settings are outside of what can be trained here"
 _LARGEST_TOKENIZER = 256 * 2**20  # bytes
-_PATTERNS = ("rank_pattern", "alpha_pattern")
 _LIMITS_TARGETS = ("layers_to_transform", "layers_pattern", "exclude_modules", "layer_replication")
 
 
@@ -49,47 +50,7 @@ def target_list(config: dict[str, Any], modules: Sequence[str]) -> list[str]:
     return sorted(str(name) for name in own)
 
 
-def damaged_field(config: Mapping[str, Any]) -> str:
-    """Which field of adapter_config.json is of another type than it must be, and its value; "" where none is.
-
-    What reads the config behind this check may count on numbers being numbers.
-    """
-    is_lora = str(config.get("peft_type", "LORA")).upper() == "LORA"
-    needed = (("r", _is_whole), ("lora_alpha", _is_number)) if is_lora else ()  # other kinds look at their own
-    for name, is_right in (*needed, ("lora_dropout", lambda value: value is None or _is_number(value))):
-        if name in config and not is_right(config[name]):
-            return f"{name} = {config[name]!r}, which is not a number that can be used"
-    for name, is_right in zip(_PATTERNS, (_is_whole, _is_number), strict=True):
-        pattern = config.get(name)
-        if pattern is not None and not isinstance(pattern, dict):
-            return f"{name} = {pattern!r}, which does not give numbers by names"
-        for key, value in (pattern or {}).items() if is_lora else ():
-            if not is_right(value):
-                return f"{name} with {value!r} for {key!r}, which is not a number that can be used"
-    targets = config.get("target_modules")
-    if targets is not None and not isinstance(targets, str | list):
-        return f"target_modules = {targets!r}, which is no list of names"
-    return _damaged_beside(config.get("modules_to_save"), config.get("trainable_token_indices"))
-
-
-def _damaged_beside(saved: Any, rows: Any) -> str:
-    if saved is not None and not (isinstance(saved, list) and all(isinstance(name, str) for name in saved)):
-        return f"modules_to_save = {saved!r}, which is no list of names"
-    lists = list(rows.values()) if isinstance(rows, dict) else [[] if rows is None else rows]
-    if not all(isinstance(each, list) and all(_is_whole(number) for number in each) for each in lists):
-        return f"trainable_token_indices = {rows!r}, which is no list of tokens"
-    return ""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return _is_number(value) and value == int(value)
-
-
-def start_tables(folder: Path, modules: Sequence[str]) -> dict[str, Any]:
+def start_tables(folder: Path, modules: Sequence[str], whole: Sequence[str] | None = None) -> dict[str, Any]:
     """The tables "adapter", "prefix" and "bottleneck" of a run that goes on from the adapter in `folder`.
 
     The last two are None where the adapter has no such part; `start_from` is not among the fields of the first.
@@ -97,6 +58,8 @@ def start_tables(folder: Path, modules: Sequence[str]) -> dict[str, Any]:
     Args:
         folder: of the adapter; see `adapter_folder`.
         modules: the names of all pairs of the adapter.
+        whole: the names of all parameters that it holds whole; None where they are not known, so that its config
+            alone tells of them, which peft reads by rules of its own.
 
     Raises:
         ValueError: no method that is offered here goes on from it; says why.
@@ -116,6 +79,8 @@ def start_tables(folder: Path, modules: Sequence[str]) -> dict[str, Any]:
         else settings_from(own, modules, origin, folder),
         "prefix": {"length": prefix.get("num_virtual_tokens")} if prefix else None,
         "bottleneck": _bottleneck(read_object(networks)) if networks.exists() else None}
+    if whole is not None and tables["adapter"]["method"] != "none":
+        tables["adapter"] |= _as_held(whole, own, is_ours=bool(origin.get("base_fingerprint")))
     try:
         RunConfig.model_validate(tables)
     except ValueError:
@@ -151,6 +116,8 @@ def settings_from(config: dict[str, Any], modules: Sequence[str], origin: Mappin
                    "rslora": bool(config.get("use_rslora")),
                    "rank_pattern": _plain_pattern(config.get("rank_pattern")),
                    "alpha_pattern": _plain_pattern(config.get("alpha_pattern"))}
+        if values["rank"] is None or values["alpha"] is None:
+            raise ValueError("it does not tell its rank and alpha")
         values |= _parts(values, origin or {})
     try:
         METHODS[values["method"]].model_validate(values)
@@ -173,37 +140,56 @@ def _beside(config: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value not in ("none", [], False)}
 
 
+def _as_held(whole: Sequence[str], config: Mapping[str, Any], *, is_ours: bool) -> dict[str, Any]:
+    """What is trained whole, told by the file's own parameters: peft's names may mean more modules, and a mode of
+    biases says nothing where a model has none."""
+    modules = sorted({name.rpartition(".")[0] for name in whole if not name.endswith(".bias")})
+    has_bias = any(name.endswith(".bias") for name in whole)
+    return {"modules_to_save": list(config.get("modules_to_save") or ()) if is_ours else modules,
+            "bias": (config.get("bias") or "none") if has_bias else "none"}
+
+
 def _new_tokens(config: Mapping[str, Any], folder: Path) -> list[str]:
     """The tokens whose rows the adapter trained, by the tokenizer beside it; [] where it does not name all of them."""
     told = config.get("trainable_token_indices")
     lists = list(told.values()) if isinstance(told, dict) else [told or []]
     ids = lists[0] if lists else []
-    if any(sorted(each) != sorted(ids) for each in lists):
-        return []
     path = folder / "tokenizer.json"
-    names = _added_tokens(path, path.stat().st_mtime_ns) if path.exists() else {}
+    if not ids or any(sorted(each) != sorted(ids) for each in lists) or not path.exists():
+        return []
+    try:
+        names = _token_names(path, path.stat().st_mtime_ns)
+    except (AdapterError, OSError) as error:
+        raise ValueError(f"its tokenizer can not be read ({describe(error).message.rstrip('.')})") from None
     return [names[number] for number in sorted(ids)] if set(ids) <= names.keys() else []
 
 
 @lru_cache(maxsize=4)
-def _added_tokens(path: Path, _changed: int) -> dict[int, str]:
-    """Tokens that were added to the vocabulary of a tokenizer.json, by their numbers; kept while it is unchanged."""
-    added = read_object(path, _LARGEST_TOKENIZER).get("added_tokens")
-    each_one = [each for each in added if isinstance(each, dict)] if isinstance(added, list) else []
-    return {each["id"]: each["content"] for each in each_one if {"id", "content"} <= each.keys()}
+def _token_names(path: Path, _changed: int) -> dict[int, str]:
+    """The tokens of a tokenizer.json by their numbers; kept while the file is unchanged."""
+    values = read_object(path, _LARGEST_TOKENIZER)
+    model, added = values.get("model"), values.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, list):  # of a Unigram model: (token, score) in order
+        pairs = [(each[0], number) for number, each in enumerate(vocabulary) if isinstance(each, list) and each]
+    else:
+        pairs = list(vocabulary.items()) if isinstance(vocabulary, dict) else []
+    pairs += [(each.get("content"), each.get("id")) for each in added if isinstance(each, dict)] \
+        if isinstance(added, list) else []
+    return {number: name for name, number in pairs if isinstance(number, int) and isinstance(name, str)}
 
 
 def _adalora(config: Mapping[str, Any]) -> dict[str, Any]:
     """The triplets go on in their places, the free ones begin anew, and the ranks are chosen once more."""
-    first, total = config.get("init_r"), config.get("total_step")
-    if not (_is_whole(first) and _is_whole(config.get("target_r"))):
+    first, target = config.get("init_r"), config.get("target_r")
+    if not isinstance(first, int) or not isinstance(target, int):
         raise ValueError("it does not tell its ranks")
-    values = {"method": "adalora", "rank": config["target_r"], "initial_rank": first,
+    values = {"method": "adalora", "rank": min(first, target), "initial_rank": first,
               "alpha": config.get("lora_alpha") or first,  # as PEFT takes an alpha of zero
               "budget_every": config.get("deltaT"), "sensitivity_beta": config.get("beta1"),
               "uncertainty_beta": config.get("beta2"), "orthogonality": config.get("orth_reg_weight")}
-    start, end = config.get("tinit"), config.get("tfinal")
-    if all(isinstance(number, int) for number in (start, end, total)) and total:
+    start, end, total = config.get("tinit"), config.get("tfinal"), config.get("total_step")
+    if all(is_whole(number) for number in (start, end, total)) and total:
         values |= {"budget_start": round(start / total, 4), "budget_end": round(1 - end / total, 4)}
     return {name: value for name, value in values.items() if value is not None}
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.adapter_folder import ORIGIN_NAME, read_object
+from core.adapter_folder import CONFIG_NAME, ORIGIN_NAME, read_object
 from core.beside import trained_whole
 from core.config import (
     AdaLoraConfig,
@@ -19,6 +19,7 @@ from core.config import (
 )
 from core.errors import AdapterError, CoreError, describe
 from core.fused_parts import PARTS
+from core.peft_fields import refuse_unknown_meaning
 from core.records import ModelCard, ModuleInfo
 from core.start import adapter_folder, start_tables
 from core.targets import alpha_of, rank_of, select_targets
@@ -39,6 +40,8 @@ def start_problem(config: RunConfig, card: ModelCard | None = None) -> Told | No
     try:
         folder = adapter_folder(Path(adapter.start_from).expanduser())
         wanted = start_tables(folder, [_UNKNOWN])
+        if wanted["adapter"]["method"] != "none":
+            refuse_unknown_meaning(read_object(folder / CONFIG_NAME), folder)
         trained_on = read_object(folder / ORIGIN_NAME).get("base_fingerprint") \
             if (folder / ORIGIN_NAME).exists() else None
     except (CoreError, OSError) as error:
@@ -50,7 +53,7 @@ def start_problem(config: RunConfig, card: ModelCard | None = None) -> Told | No
                 "Choose that base model, or start from another adapter.")
     told = next(_differences(config, wanted), None)
     if told is None and card is not None and isinstance(adapter, LowRankConfig):
-        told = _layer_difference(adapter, wanted["adapter"], card.modules)
+        told = _layer_difference(adapter, wanted["adapter"], card.modules, is_ours=bool(trained_on))
     return told
 
 
@@ -77,11 +80,13 @@ def _kind(adapter: StartableConfig) -> type[StartableConfig]:
 
 
 def _unlike_updates(adapter: LowRankConfig, theirs: LowRankConfig) -> Iterator[Told]:
-    names = ["alpha", "bias"]
+    names = ["alpha"]
     if isinstance(adapter, PatternedConfig):
         if adapter.init != "kaiming":
             yield "adapter.init", "A run that goes on from an adapter has its start already.", "Set it to kaiming."
-        names = ["rank", "alpha", "rslora", "new_tokens", "bias"]
+        names = ["rank", "alpha", "rslora", "ensure_weight_tying"]
+        if isinstance(theirs, PatternedConfig) and sorted(adapter.new_tokens) != sorted(theirs.new_tokens):
+            yield _another("adapter.new_tokens", theirs.new_tokens)
     elif isinstance(adapter, AdaLoraConfig) and isinstance(theirs, AdaLoraConfig) \
             and adapter.first_rank != theirs.first_rank:  # the rank that is to be left may be another one
         yield _another("adapter.initial_rank", theirs.first_rank)
@@ -92,8 +97,6 @@ def _unlike_updates(adapter: LowRankConfig, theirs: LowRankConfig) -> Iterator[T
             and adapter.fused_parts != theirs.fused_parts:
         yield ("adapter.fused_parts", "The adapter to start from has other parts of fused layers: "
                f"{', '.join(theirs.fused_parts or PARTS)}.", "Set the same.")
-    if bool(adapter.modules_to_save) != bool(theirs.modules_to_save):
-        yield _another("adapter.modules_to_save", theirs.modules_to_save)
 
 
 def _unlike_extras(config: RunConfig, wanted: Mapping[str, Any]) -> Iterator[Told]:
@@ -126,9 +129,12 @@ def _another(field: str, value: Any) -> Told:
     return field, f"The adapter to start from has another value here: {shown}.", "Set the same."
 
 
-def _layer_difference(adapter: LowRankConfig, wanted: Mapping[str, Any], modules: Sequence[ModuleInfo],
-                      ) -> Told | None:
-    """The first layer of this model in which the run is unlike the adapter that it goes on from."""
+def _layer_difference(adapter: LowRankConfig, wanted: Mapping[str, Any], modules: Sequence[ModuleInfo], *,
+                      is_ours: bool) -> Told | None:
+    """The first layer of this model in which the run is unlike the adapter that it goes on from.
+
+    What others' adapters hold whole is compared when the run begins: their names may mean more than ours.
+    """
     theirs = parse_config({"adapter": dict(wanted)}).adapter
     assert isinstance(theirs, LowRankConfig)
     known = list(wanted["target_modules"]) != [_UNKNOWN]
@@ -143,8 +149,9 @@ def _layer_difference(adapter: LowRankConfig, wanted: Mapping[str, Any], modules
     if lacks:
         return "adapter.target_modules", lacks, "Choose the same target layers as the adapter's."
     lacks = _lacking(whole, their_whole)
-    if lacks:
-        return "adapter.modules_to_save", lacks, "Train the same modules whole as the adapter did."
+    if lacks and is_ours:
+        field = "bias" if lacks.endswith(".bias.") else "modules_to_save"
+        return f"adapter.{field}", lacks, "Train the same biases and modules whole as the adapter did."
     for module in targets:
         for field, value_of in (("rank_pattern", rank_of), ("alpha_pattern", alpha_of)):
             mine, its = value_of(module.name, adapter), value_of(module.name, theirs)

@@ -77,6 +77,8 @@ def init(options: argparse.Namespace, control: Control) -> Iterator[Event]:
     else:
         raise CoreError(f"The data file {options.data} does not exist.", "Check the path.")
     if options.start is not None:
+        if options.model is not None:
+            yield from prepare_model(options.model, control)
         config = yield from going_on(config, options.start, _model_name(options.model or ""), control)
     else:
         config = config.model_copy(update={"model": ModelConfig(path=_model_name(options.model or STARTER))})

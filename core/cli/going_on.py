@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from pathlib import Path
 
+from core.adapter_folder import ORIGIN_NAME, read_object
 from core.config import RunConfig
 from core.control import Control
 from core.engine.job_table import run_job
@@ -19,14 +20,14 @@ def going_on(config: RunConfig, start: Path, model: str, control: Control) -> Ge
     Args:
         config: gives the data and how to train.
         start: an adapter's folder, or a run's.
-        model: the base, "" for the first on this machine that fits.
+        model: the base, "" for the one on this machine that it was trained on, or the only one that fits.
         control: tells of a stop.
 
     Raises:
-        CoreError: it can not be read or gone on from, or no base model on this machine fits it.
+        CoreError: it can not be read or gone on from, or it is not clear which base model it belongs to.
     """
     card: AdapterCard | None = None
-    for event in run_job(InspectAdapter(start.absolute(), model), control):
+    for event in run_job(InspectAdapter(start.expanduser().absolute(), model), control):
         if isinstance(event, AdapterInspected):
             card = event.card
         elif not isinstance(event, Result):
@@ -34,6 +35,19 @@ def going_on(config: RunConfig, start: Path, model: str, control: Control) -> Ge
     assert card is not None, "an inspection without a card has raised"
     if not card.settings:
         raise AdapterError(f"Training can not go on from {start}: {card.unlike}.", "Choose another adapter.")
-    if not card.bases:
-        raise AdapterError(f"No model on this machine fits {start}.", "Get its base model, and name it with --model.")
-    return going_on_from(config, card.settings, model or str(card.bases[0].path))
+    return going_on_from(config, card.settings, model or _base_of(card))
+
+
+def _base_of(card: AdapterCard) -> str:
+    """The base model on this machine. Raises AdapterError where none is surely the right one."""
+    same = [match for match in card.bases if match.match == "same"]
+    named = "Get it, and name it with --model."
+    if not same and (card.path / ORIGIN_NAME).exists() and read_object(card.path / ORIGIN_NAME).get("base_fingerprint"):
+        raise AdapterError(f"The base model that {card.path} was trained on is not on this machine.", named)
+    found = same or list(card.bases)
+    if not found:
+        raise AdapterError(f"No model on this machine fits {card.path}.", f"Its base model: {card.base_name}. {named}")
+    if len(found) > 1 and not same:
+        raise AdapterError(f"Several models on this machine fit {card.path}: "
+                           f"{', '.join(match.name for match in card.bases)}.", "Name its base model with --model.")
+    return str(found[0].path)

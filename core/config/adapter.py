@@ -84,7 +84,8 @@ class PatternedConfig(LowRankConfig):
         {}, "Alphas by name", "Other alphas for single modules: name, name ending or regular expression = alpha.",
         group="Adapter", more=True)
     new_tokens: tuple[str, ...] = option(
-        (), "New tokens", "Tokens added to the vocabulary; only their own embedding rows are trained.",
+        (), "New tokens",
+        "Tokens whose own rows of the embedding are trained; those that the model lacks are added to its vocabulary.",
         group="Adapter", more=True)
     ensure_weight_tying: bool = option(
         False, "Keep tied",

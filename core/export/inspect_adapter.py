@@ -22,6 +22,7 @@ from core.lora.adapter_file import AdapterFile, read_adapter
 from core.lora.peft_keys import LoraPair
 from core.lora.plain_form import beyond_low_rank, compatible_form
 from core.lora.products import delta_norm
+from core.lora.start import start_gap
 from core.models.inspect import read_card
 from core.models.library import resolve
 from core.models.quantise import Quantisation, quantisation_in
@@ -53,6 +54,9 @@ def inspect_adapter(job: InspectAdapter, control: Control) -> Iterator[Event]:
         bases = (BaseMatch(known.name, base, match_of(adapter, known.fingerprint)),)
     else:
         bases = yield from find_bases(adapter, control)
+    if bases and card.settings and adapter.contents.beside():
+        gap = start_gap(adapter, read_card(bases[0].path).modules)
+        card = replace(card, settings={} if gap else card.settings, unlike=gap)
     chosen = bases[0] if bases and (job.model or bases[0].match == "same") else None
     if chosen is not None:
         modules = yield from with_shares(card.modules, adapter, chosen.path, control)
@@ -117,7 +121,7 @@ def _compatible(adapter: AdapterFile) -> dict[str, Any]:
 
 def _settings(adapter: AdapterFile, held: Quantisation | None) -> tuple[dict[str, Any], str]:
     try:
-        tables = start_tables(adapter.path, list(adapter.pairs))
+        tables = start_tables(adapter.path, list(adapter.pairs), list(adapter.contents.parameters))
     except ValueError as error:
         return {}, str(error)
     own = tables["adapter"]

@@ -31,10 +31,10 @@ from core.lora.extra_files import Extras, copy_extras, read_extras
 from core.lora.fused_qkv import alpha_factor, noted_parts
 from core.lora.inject import lora_layers, module_table
 from core.lora.layers import LoraLayer
-from core.lora.peft_fields import refuse_unknown_meaning
 from core.lora.peft_keys import PREFIX, Contents, LoraPair, sort_tensors
 from core.lora.tensor_file import write_tensors
 from core.lora.tokenizer_files import copy_tokenizer
+from core.peft_fields import refuse_unknown_meaning
 from core.targets import ADAPTABLE, NAMED_ONLY, alpha_of, matches_suffix
 
 _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

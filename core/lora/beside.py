@@ -35,7 +35,7 @@ class Beside(Method):
         if places and isinstance(self.adapter, PatternedConfig):
             assert material.tokenizer is not None, "new tokens need the tokenizer that has them"
             self._tokenizer = material.tokenizer
-            _install_tokens(model, places, self.adapter.new_tokens, material.tokenizer)
+            _install_tokens(model, places, self.adapter.new_tokens, material)
 
     def groups(self, model: PreTrainedModel) -> list[ParameterGroup]:
         """The whole parameters, and the rows of tokens."""
@@ -50,21 +50,20 @@ class Beside(Method):
             self._tokenizer.save_pretrained(folder)
 
 
-def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
-    """Teach `tokenizer` the new tokens.
+def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> frozenset[str]:
+    """Teach `tokenizer` those of `tokens` that it lacks, and return them.
 
     Raises:
-        AdapterError: an empty one, or one that it has already.
+        AdapterError: an empty one, or one that can not be added.
     """
     for token in tokens:
         if not token.strip():
             raise AdapterError("A new token is empty.", "Leave it out.")
-    known = [token for token in tokens if token in tokenizer.get_vocab()]
-    if known:
-        raise AdapterError(f"{known[0]!r} is a token of this model already.",
-                           "Leave it out of the new tokens; its row is trained with the embedding.")
-    if tokens and tokenizer.add_tokens(list(tokens), special_tokens=True) != len(tokens):
+    known = tokenizer.get_vocab().keys()
+    new = [token for token in tokens if token not in known]
+    if new and tokenizer.add_tokens(new, special_tokens=True) != len(new):
         raise AdapterError("Some of the new tokens could not be added to the tokenizer.", "Name each of them once.")
+    return frozenset(new)
 
 
 def _install_whole(model: nn.Module, modules: Sequence[ModuleInfo], targets: Sequence[ModuleInfo],
@@ -78,11 +77,13 @@ def _install_whole(model: nn.Module, modules: Sequence[ModuleInfo], targets: Seq
 
 
 def _install_tokens(model: PreTrainedModel, places: Sequence[ModuleInfo], tokens: Sequence[str],
-                    tokenizer: PreTrainedTokenizerBase) -> None:
-    """Each new row begins as the mean of the rows of the tokens that the text was before."""
-    vocabulary = tokenizer.get_vocab()
+                    material: Material) -> None:
+    """Each new row begins as the mean of the rows of the tokens that the text was before, an old one as it is."""
+    assert material.tokenizer is not None
+    vocabulary = material.tokenizer.get_vocab()
     ids = [vocabulary[token] for token in tokens]
-    pieces = [_old_pieces(tokenizer, token, set(ids)) for token in tokens]
+    pieces = [_old_pieces(material.tokenizer, token, set(ids)) if token in material.added_tokens
+              else [vocabulary[token]] for token in tokens]
     embedding: TokenEmbedding | None = None
     for place in sorted(places, key=lambda place: not place.is_input_embedding):
         base = model.get_submodule(place.name)

@@ -37,12 +37,14 @@ class ParameterGroup:
 class Material:
     """What a method may look at when it is put on: prepared training rows, the seed, and the tokenizer.
 
+    `added_tokens` are those of the tokenizer that the model does not know.
     `check` raises Cancelled where the run was told to stop; a method that needs long calls it now and then.
     """
 
     rows: Sequence[Any]  # core.data.template.EncodedRow; this room does not import that one
     seed: int
     tokenizer: PreTrainedTokenizerBase | None = None
+    added_tokens: frozenset[str] = frozenset()
     check: Callable[[], None] = lambda: None
 
 

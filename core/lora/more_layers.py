@@ -70,6 +70,11 @@ class TiedLoraHead(LoraLayer):
         self._embedding = (embedding,)  # in a tuple: as an attribute it would be a part of this module
 
     @property
+    def embedding(self) -> LoraEmbedding:
+        """The layer whose update it shares."""
+        return self._embedding[0]
+
+    @property
     def lora_a(self) -> Tensor:  # type: ignore[override]
         """(r, d): the embedding's B."""
         return self._embedding[0].lora_b.T

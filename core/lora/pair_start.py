@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import torch
 from torch import nn
 
 from core.errors import AdapterError
@@ -12,6 +13,7 @@ from core.lora.experts import ExpertMatrix, expert_matrices
 from core.lora.fused_qkv import FusedQkvLayer
 from core.lora.inject import lora_layers
 from core.lora.layers import LoraLayer
+from core.lora.more_layers import TiedLoraHead
 from core.lora.peft_keys import LoraPair
 
 SAME_TARGETS = "Choose the same target layers as the adapter's."
@@ -30,6 +32,7 @@ def begin_pairs(model: nn.Module, pairs: Mapping[str, LoraPair]) -> list[Callabl
     require_same_modules(layers.keys() | matrices.keys(), modules.keys() | experts.keys())
     for name, pair in modules.items():
         _require_same_form(name, layers[name], pair)
+        _require_tied(name, layers, modules)
     for name, each in experts.items():
         _require_same_experts(name, matrices[name], each)
     return [*(partial(_copy, layers[name], pair) for name, pair in modules.items()),
@@ -66,6 +69,18 @@ def _require_same_form(name: str, layer: LoraLayer, pair: LoraPair) -> None:
     if isinstance(layer, DoraLayer) != (pair.magnitude is not None):
         raise AdapterError(f"{name} was trained with another method in the adapter to start from.",
                            "Choose the same method.")
+
+
+def _require_tied(name: str, layers: Mapping[str, LoraLayer], pairs: Mapping[str, LoraPair]) -> None:
+    """A head that shares the embedding's update must have the same numbers in the adapter."""
+    head = layers[name]
+    if not isinstance(head, TiedLoraHead):
+        return
+    embedding = next(pairs[other] for other, layer in layers.items() if layer is head.embedding)
+    if not torch.equal(pairs[name].lora_a, embedding.lora_b.T) or not torch.equal(pairs[name].lora_b,
+                                                                                  embedding.lora_a.T):
+        raise AdapterError(f"{name} shares the embedding's update in this run, but has its own in the adapter to "
+                           "start from.", "Switch Keep tied off.")
 
 
 def _require_same_experts(name: str, matrix: ExpertMatrix, pairs: Sequence[LoraPair]) -> None:

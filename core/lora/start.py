@@ -3,7 +3,7 @@
 The model tells what is trained, whatever method put it there. Everything is compared before anything is copied.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,10 +17,13 @@ from core.lora.adalora_start import begin_triplets
 from core.lora.adapter_file import AdapterFile, read_adapter
 from core.lora.beside_load import is_the_base
 from core.lora.bottleneck import bottleneck_layers
+from core.lora.fit import misfit
+from core.lora.inject import module_table
 from core.lora.pair_start import SAME_TARGETS, begin_pairs
 from core.lora.prefix import prefix_of
 from core.lora.token_rows import token_modules
 from core.lora.whole import whole_parameters
+from core.records import ModuleInfo
 from core.start import adapter_folder
 from core.start_problem import start_problem
 
@@ -48,6 +51,10 @@ def start_from(model: PreTrainedModel, config: RunConfig, fingerprint: str) -> A
     trained_on = file.origin.get("base_fingerprint")
     if trained_on and trained_on != fingerprint:
         raise AdapterError(f"The adapter in {file.path} was trained on another base model.", _SAME_BASE)
+    table = module_table(model)
+    reason = misfit(file.contents, table) or start_gap(file, table)
+    if reason:
+        raise AdapterError(f"Training can not go on from {file.path}: {reason}.", "Start from another adapter.")
     is_adalora = file.config.get("peft_type") == ADALORA_TYPE
     copies = [*(begin_triplets(model, file) if is_adalora else begin_pairs(model, file.pairs)),
               *_wholes(model, file), *_rows(model, file), *_prefix(model, file), *_bottleneck(model, file)]
@@ -56,14 +63,34 @@ def start_from(model: PreTrainedModel, config: RunConfig, fingerprint: str) -> A
     return file
 
 
+def start_gap(file: AdapterFile, modules: Sequence[ModuleInfo]) -> str:
+    """Why training can not go on from an adapter that fits a model with these modules; "" where it can."""
+    shapes = {f"{info.name}.{name}": shape for info in modules for name, shape in info.tensors}
+    for name, value in (file.contents.parameters | file.contents.frozen).items():
+        if shapes.get(name) != tuple(value.shape):
+            return f"its {name} is larger than the base's, as its vocabulary was made larger"
+    rows = file.contents.rows
+    places = [info.name for info in modules
+              if info.is_input_embedding or (info.is_output_head and not info.tied_to)]
+    if rows and rows.keys() != set(places):
+        return f"it trains the rows of its tokens in {', '.join(rows)} alone, and not in {', '.join(places)} alike"
+    return ""
+
+
 def _wholes(model: PreTrainedModel, file: AdapterFile) -> list[_Copy]:
     """Biases and modules that are trained whole."""
-    own, theirs = whole_parameters(model), file.contents.parameters
-    changed = {name for name, value in file.contents.frozen.items() if not is_the_base(name, value, model)}
-    different = sorted((own.keys() ^ theirs.keys()) | (changed - own.keys()))
+    own, held = whole_parameters(model), file.contents.frozen | file.contents.parameters
+    # PEFT may write the base's own embedding beside an adapter
+    theirs = {name: value for name, value in held.items() if name in own or not is_the_base(name, value, model)}
+    different = sorted(own.keys() ^ theirs.keys())
     if different:
         who = "The adapter to start from" if different[0] in own else "The run"
         raise AdapterError(f"{who} does not train {different[0]}.", "Train the same biases and modules whole.")
+    for name, value in theirs.items():
+        for other, same in theirs.items():
+            if name < other and own[name] is own[other] and not torch.equal(value, same):
+                raise AdapterError(f"{name} and {other} are one in this run, but differ in the adapter to start from.",
+                                   "Switch Keep tied off.")
     return [_copy(name, own[name].value, value) for name, value in theirs.items()]
 
 
@@ -71,8 +98,8 @@ def _rows(model: PreTrainedModel, file: AdapterFile) -> list[_Copy]:
     """Rows of new tokens."""
     own = {name: module for name, module in token_modules(model).items() if module.values is not None}
     if own.keys() != file.contents.rows.keys():
-        raise AdapterError("The adapter to start from and the run do not train rows of the same embeddings.",
-                           "Set the same new tokens.")
+        who = "The adapter to start from trains" if own.keys() < file.contents.rows.keys() else "The run trains"
+        raise AdapterError(f"{who} rows of single tokens, the other does not.", "Set the same new tokens.")
     copies = []
     for name, rows in file.contents.rows.items():
         module = own[name]

@@ -40,6 +40,7 @@ class Position:
     loss: float | None = None  # of the last step
     best_step: int = 0
     best_loss: float | None = None
+    first_loss: float | None = None  # before the first step: of the base, or of the adapter that the run started from
 
 
 def save_checkpoint(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, position: Position) -> Path:

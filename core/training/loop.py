@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from core.config import RunConfig, StartableConfig
+from core.config import AdapterConfig, RunConfig, StartableConfig
 from core.control import Control
 from core.data.batching import step_rows
 from core.data.row_store import row_lengths
@@ -151,6 +151,7 @@ def _run(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks, chec
     if not ranks.place.first:
         yield Result({})
         return
+    yield from _compared_with_start(adapter, position)
     best = position.best_step if position.best_loss is not None else position.step
     final = keep_final(run, setup, best)
     yield Finished(outcome, final)
@@ -169,7 +170,8 @@ def _steps(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, posit
     train_mode(setup.model)
     yield from setup.adaptation.begin(setup.model, position.step, total)
     if setup.validation and position.step == 0:
-        yield from _evaluate(setup, position, total, control)  # the base, which the adapter has to beat
+        # the base, or the adapter that the run started from: what training has to beat
+        yield from _evaluate(setup, position, total, control)
     while position.step < total:
         control.wait_while_paused()
         if control.stop_requested:
@@ -201,6 +203,15 @@ def _steps(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, posit
     if position.step < total and not run.checkpoint(position.step).exists():
         yield from _checkpoint(run, setup, optimizer, position)
     return _outcome(position.step < total)
+
+
+def _compared_with_start(adapter: AdapterConfig, position: Position) -> Iterator[Event]:
+    """Warn where the adapter that the run started from is better than all that came of it."""
+    first, best = position.first_loss, position.best_loss
+    if isinstance(adapter, StartableConfig) and adapter.start_from and first is not None and best is not None \
+            and first < best:
+        yield Warned(f"The adapter that this run started from has a lower validation loss ({first:.4f}) than the best "
+                     f"of the run ({best:.4f}).", "Keep using that one, or try a lower learning rate.")
 
 
 def _outcome(stopped: bool) -> Outcome:
@@ -270,7 +281,9 @@ def _evaluate(setup: Setup, position: Position, total: int, control: Control) ->
     loss = validation_loss(setup, control)
     if loss is None:
         return
-    # the base's own loss, at step 0, is shown but is no adapter to keep; nor is one that is to lose ranks still
+    if position.step == 0:
+        position.first_loss = loss
+    # what was there before the first step is shown but is nothing to keep; nor is what is to lose ranks still
     counts = position.step > 0 and setup.adaptation.is_settled(position.step, total)
     best = counts and math.isfinite(loss) and (position.best_loss is None or loss < position.best_loss)
     if best:

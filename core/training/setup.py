@@ -97,8 +97,7 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None, *,
     device = ranks.device(config.training.device)
     _refuse(problems(config, card, devices=available_devices(), resumed=resumed))
     tokenizer = load_tokenizer(path)
-    if isinstance(config.adapter, PatternedConfig):
-        add_tokens(tokenizer, config.adapter.new_tokens)
+    added = add_tokens(tokenizer, config.adapter.new_tokens if isinstance(config.adapter, PatternedConfig) else ())
     rows = yield from prepare_rows(config.data, tokenizer, config.training.seed, control)
     _refuse(length_problems(config, card, _longest(rows)))
     dtype = _agreed_dtype(config, ranks, device)
@@ -112,7 +111,7 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None, *,
     model = load_model(path, torch.device("cpu") if spread else device, DTYPES[dtype], quantisation)
     control.check()
     adaptation = Adaptation(config)
-    adaptation.install(model, Material(rows.train, config.training.seed, tokenizer, check=control.check))
+    adaptation.install(model, Material(rows.train, config.training.seed, tokenizer, added, control.check))
     _check_vocabulary(model, rows.largest_id)
     if config.training.activation_checkpointing == "on" and not recompute_layers(model):
         if asked == "on":

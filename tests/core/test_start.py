@@ -68,7 +68,7 @@ def test_another_method_or_nothing_there_is_a_problem(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{"r": None}, {"lora_alpha": "x"}, {"rank_pattern": ["q_proj"]},
                                      {"alpha_pattern": {"q_proj": None}}, {"target_modules": 3},
                                      {"modules_to_save": "lm_head"}, {"trainable_token_indices": {"embed": 3}},
-                                     {"trainable_token_indices": ["a"]}])
+                                     {"trainable_token_indices": ["a"]}, {"target_parameters": 3}, {"r": 10**400}])
 def test_a_damaged_field_is_named(tmp_path: Path, changes: dict[str, object]) -> None:
     found = start_problem(RunConfig(adapter=LoraConfig(start_from=str(folder(tmp_path / "a", **changes)))))
     assert found is not None
@@ -135,14 +135,38 @@ def test_what_stands_beside_must_be_alike(tmp_path: Path, changes: dict[str, obj
     assert (found[0] if found else "") == field
 
 
+def test_what_other_programs_leave_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1")
+    for config, words in (({"trainable_token_indices": [3]}, "tokenizer can not be read"),
+                          ({"init_lora_weights": "pissa"}, "init_lora_weights"), ({"lora_bias": True}, "lora_bias"),
+                          ({"lora_alpha": None}, "lora_alpha")):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG | config))
+        found = start_problem(RunConfig(adapter=LoraConfig(start_from=str(tmp_path))))
+        assert found is not None
+        assert found[0] == "adapter.start_from" and words in found[1], config
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG))  # where no token is trained, it is not looked at
+    assert start_tables(tmp_path, [])["adapter"]["rank"] == 8
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": [1], "content": "a"}, 3]}))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG | {"trainable_token_indices": [3]}))
+    with pytest.raises(ValueError, match="which tokens"):
+        start_tables(tmp_path, [])
+
+
+def test_both_ends_of_a_tied_model_go_on_as_they_were(tmp_path: Path) -> None:
+    both = {"target_modules": ["embed_tokens", "lm_head"], "use_rslora": False, "rank_pattern": {}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(CONFIG | both))
+    adapter = LoraConfig(rank=8, alpha=16.0, start_from=str(tmp_path), target_modules=("embed_tokens", "lm_head"))
+    assert not told(adapter)
+    assert told(adapter.model_copy(update={"ensure_weight_tying": True})) == "adapter.ensure_weight_tying"
+
+
 ADALORA = {"peft_type": "ADALORA", "init_r": 6, "target_r": 4, "lora_alpha": 16, "target_modules": ["q_proj"],
            "tinit": 10, "tfinal": 30, "total_step": 100, "deltaT": 5, "beta1": 0.8, "beta2": 0.9,
            "orth_reg_weight": 0.25, "bias": "all", "modules_to_save": ["lm_head"]}
 
 
 @pytest.mark.parametrize(("fields", "field"), [
-    ({}, ""), ({"rank": 2}, ""), ({"initial_rank": 8}, "initial_rank"), ({"alpha": 8.0}, "alpha"),
-    ({"bias": "none"}, "bias"), ({"modules_to_save": ()}, "modules_to_save")])
+    ({}, ""), ({"rank": 2}, ""), ({"initial_rank": 8}, "initial_rank"), ({"alpha": 8.0}, "alpha")])
 def test_adalora_goes_on_with_its_first_ranks(tmp_path: Path, fields: dict[str, object], field: str) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(ADALORA))
     values = settings_from(ADALORA, ["q_proj"])

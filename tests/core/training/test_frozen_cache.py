@@ -69,8 +69,8 @@ def _installed(folder: Path, **tables: dict):
     config = parse_config({"model": {"path": str(folder)}, **tables})
     model = load_model(folder, CPU, torch.float32)
     tokenizer = load_tokenizer(folder)
-    add_tokens(tokenizer, config.adapter.new_tokens if isinstance(config.adapter, LoraConfig) else ())
-    Adaptation(config).install(model, Material(_rows(), 0, tokenizer))
+    added = add_tokens(tokenizer, config.adapter.new_tokens if isinstance(config.adapter, LoraConfig) else ())
+    Adaptation(config).install(model, Material(_rows(), 0, tokenizer, added))
     return model
 
 

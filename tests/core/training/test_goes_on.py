@@ -1,6 +1,7 @@
 """Training goes on from an adapter of every method: inspected, its settings taken over, its numbers the start."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from core.config import RunConfig, parse_config
 from core.control import Control
-from core.events import AdapterInspected, CheckpointSaved, Evaluated, Note, Result
+from core.events import AdapterInspected, CheckpointSaved, Evaluated, Note, Result, Warned
 from core.export.inspect_adapter import inspect_adapter
 from core.jobs import InspectAdapter, Train
 from core.lora.adapter_file import AdapterFile, read_adapter
 from core.lora.attach import load_adapter
 from core.models.inspect import read_card
-from core.models.load import load_model
+from core.models.load import load_model, load_tokenizer
 from core.run_problems import problems
 from core.start import going_on_from
 from core.training.loop import train
@@ -102,25 +103,35 @@ def _peft_prefix(model: PreTrainedModel) -> Any:
     return get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
 
 
-def _peft_biases(model: PreTrainedModel) -> Any:
-    from peft import LoraConfig, get_peft_model
+def _peft_lora(**fields: Any) -> Callable[[PreTrainedModel], Any]:
+    def make(model: PreTrainedModel) -> Any:
+        from peft import LoraConfig, get_peft_model
 
-    tuned = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], bias="lora_only",
-                                             modules_to_save=["lm_head"], init_lora_weights=False))
-    for name, parameter in tuned.named_parameters():
-        if parameter.requires_grad and "lora_" not in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return tuned
+        tuned = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, init_lora_weights=False,
+                                                 **{"target_modules": ["q_proj"], **fields}))
+        for name, parameter in tuned.named_parameters():
+            if parameter.requires_grad and "lora_" not in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        return tuned
+    return make
 
 
-@pytest.mark.parametrize("make", [_peft_adalora, _peft_prefix, _peft_biases])
-def test_one_of_peft_s_is_the_start(make: Any, rows: Path, tmp_path: Path) -> None:
-    base = build_tiny("qwen2", tmp_path / "base")
+@pytest.mark.parametrize(("family", "make"), [
+    ("qwen2", _peft_adalora), ("qwen2", _peft_prefix),
+    ("qwen2", _peft_lora(bias="lora_only", modules_to_save=["lm_head"])),
+    ("llama", _peft_lora(bias="all")),  # it has none
+    ("llama", _peft_lora(modules_to_save=["norm"])),  # which means every norm there
+    ("llama", _peft_lora(target_modules=["embed_tokens", "lm_head"])),  # tied in the base, apart in the adapter
+    ("llama", _peft_lora(trainable_token_indices={"embed_tokens": [380, 381]})),
+], ids=["adalora", "prefix", "biases", "no biases", "norms", "both ends", "tokens"])
+def test_one_of_peft_s_is_the_start(family: str, make: Any, rows: Path, tmp_path: Path) -> None:
+    base = build_tiny(family, tmp_path / "base")
     tuned = make(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)).eval()
     ids = torch.arange(20, 60)[None]
     with torch.no_grad():
         wanted = tuned(input_ids=ids).logits
     tuned.save_pretrained(tmp_path / "theirs")
+    load_tokenizer(base).save_pretrained(tmp_path / "theirs")
     config = parse_config({"data": {"train": [str(rows)], "validation_fraction": 0.0}, "training": TRAINING})
     # the schedule leaves AdaLoRA all its ranks: nothing is pruned in steps in which nothing is learned
     config = _going_on(tmp_path / "theirs", base, config, **STAND_STILL)
@@ -132,3 +143,40 @@ def test_one_of_peft_s_is_the_start(make: Any, rows: Path, tmp_path: Path) -> No
     load_adapter(tmp_path / "run" / "adapter", model)
     with torch.no_grad():
         torch.testing.assert_close(model(input_ids=ids).logits, wanted, rtol=0, atol=1e-5)
+
+
+def _unlike(adapter: Path, base: Path) -> str:
+    events = list(inspect_adapter(InspectAdapter(adapter, str(base)), Control()))
+    card = next(event.card for event in events if isinstance(event, AdapterInspected))
+    assert bool(card.settings) != bool(card.unlike)
+    return card.unlike
+
+
+@pytest.mark.parametrize(("family", "grown", "fields", "words"), [
+    ("llama", 2, {"modules_to_save": ["embed_tokens", "lm_head"]}, "vocabulary was made larger"),
+    ("qwen3", 0, {"trainable_token_indices": {"embed_tokens": [380]}}, "in model.embed_tokens alone"),
+    ("llama", 0, {"trainable_token_indices": {"embed_tokens": [3]}}, "which tokens these are")])
+def test_what_can_not_go_on_is_told_when_it_is_looked_at(family: str, grown: int, fields: dict[str, Any], words: str,
+                                                         tmp_path: Path) -> None:
+    base = build_tiny(family, tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if grown:
+        model.resize_token_embeddings(model.config.vocab_size + grown, mean_resizing=False)
+    _peft_lora(**fields)(model).save_pretrained(tmp_path / "theirs")
+    load_tokenizer(base).save_pretrained(tmp_path / "theirs")
+    if "which" in words:
+        (tmp_path / "theirs" / "tokenizer.json").unlink()
+    assert words in _unlike(tmp_path / "theirs", base)
+
+
+def test_a_start_that_stays_the_best_is_told(rows: Path, tmp_path: Path) -> None:
+    base = build_tiny("llama", tmp_path / "base")
+    config = parse_config({"model": {"path": str(base)}, "data": {"train": [str(rows)], "validation_fraction": 0.2},
+                           "training": {**TRAINING, "learning_rate": 1e-2}, "adapter": {"rank": 4}})
+    _train(config, tmp_path / "first")
+    worse = _going_on(tmp_path / "first", base, config, learning_rate=1.0, max_steps=2)
+    told = [event.message for event in _train(worse, tmp_path / "worse") if isinstance(event, Warned)]
+    assert any("started from has a lower validation loss" in message for message in told)
+    better = _going_on(tmp_path / "first", base, config, learning_rate=1e-3, max_steps=8)
+    told = [event.message for event in _train(better, tmp_path / "better") if isinstance(event, Warned)]
+    assert not any("started from" in message for message in told)
