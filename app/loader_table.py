@@ -51,3 +51,5 @@ class LoaderTable(QWidget):
         needed = self._grid.heightForWidth(self.width()) if self.lines else 0
         if needed != self.minimumHeight():
             self.setMinimumHeight(max(0, needed))
+            self._grid.invalidate()  # the lines were laid out for the height before, and Qt leaves them there
+            self._grid.activate()

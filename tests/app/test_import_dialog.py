@@ -69,6 +69,20 @@ def test_without_a_base_here_nothing_is_offered(qtbot: QtBot) -> None:
     assert "IA3" in dialog.train_button.toolTip()
 
 
+def test_no_line_about_a_loader_is_cut_off(qtbot: QtBot) -> None:
+    from dataclasses import replace
+
+    why = "It reads the adapter of the layers and does not see a prefix and bottleneck adapters in the sub-folders."
+    loaders = tuple(records.LoaderVerdict(name, "wrongly", why) for name in ("peft", "vLLM", "llama.cpp"))
+    dialog = open_dialog(qtbot, events.AdapterInspected(replace(CARD, loaders=loaders)))
+    dialog.show()
+    qtbot.waitExposed(dialog)
+    lines = dialog.loaders.findChildren(QLabel)
+    qtbot.waitUntil(lambda: all(line.height() >= line.heightForWidth(line.width()) for line in lines))
+    assert sum(line.text() == why and line.heightForWidth(line.width()) > line.fontMetrics().height()
+               for line in lines) == len(loaders)
+
+
 def test_a_damaged_one_is_refused_in_words(qtbot: QtBot) -> None:
     dialog = open_dialog(qtbot, events.Failed("It holds numbers that are not finite in layers.0.", "Fetch it again."))
     assert "layers.0" in dialog.problem.text and not dialog.chat_button.isEnabled()
