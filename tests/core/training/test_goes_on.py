@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import build_tiny
+from tiny_models import build_tiny, some_quick
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from core.config import RunConfig, parse_config
@@ -35,6 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "bottleneck": {"adapter": {"method": "none"}, "bottleneck": {"size": 8, "first_layer": 1}},
     "all": {"adapter": {"method": "lora", "rank": 4}, "prefix": {"length": 6}, "bottleneck": {"size": 8}},
 }
+QUICK = ("tokens", "adalora", "all")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def _tensors(file: AdapterFile) -> dict[str, torch.Tensor]:
     return pairs | lengths | file.contents.beside() | file.extras.tensors
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some_quick(KINDS, QUICK))
 def test_the_numbers_of_the_adapter_are_the_start(kind: str, rows: Path, tmp_path: Path) -> None:
     base = build_tiny("qwen2", tmp_path / "base")  # it has biases
     config = parse_config({"model": {"path": str(base)}, "data": {"train": [str(rows)], "validation_fraction": 0.2},
@@ -117,11 +118,12 @@ def _peft_lora(**fields: Any) -> Callable[[PreTrainedModel], Any]:
 
 
 @pytest.mark.parametrize(("family", "make"), [
-    ("qwen2", _peft_adalora), ("qwen2", _peft_prefix),
-    ("qwen2", _peft_lora(bias="lora_only", modules_to_save=["lm_head"])),
-    ("llama", _peft_lora(bias="all")),  # it has none
+    ("qwen2", _peft_adalora), pytest.param("qwen2", _peft_prefix, marks=pytest.mark.full),
+    pytest.param("qwen2", _peft_lora(bias="lora_only", modules_to_save=["lm_head"]), marks=pytest.mark.full),
+    pytest.param("llama", _peft_lora(bias="all"), marks=pytest.mark.full),  # it has none
     ("llama", _peft_lora(modules_to_save=["norm"])),  # which means every norm there
-    ("llama", _peft_lora(target_modules=["embed_tokens", "lm_head"])),  # tied in the base, apart in the adapter
+    # tied in the base, apart in the adapter
+    pytest.param("llama", _peft_lora(target_modules=["embed_tokens", "lm_head"]), marks=pytest.mark.full),
     ("llama", _peft_lora(trainable_token_indices={"embed_tokens": [380, 381]})),
 ], ids=["adalora", "prefix", "biases", "no biases", "norms", "both ends", "tokens"])
 def test_one_of_peft_s_is_the_start(family: str, make: Any, rows: Path, tmp_path: Path) -> None:
