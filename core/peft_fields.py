@@ -48,8 +48,13 @@ def damaged_field(config: Mapping[str, Any]) -> str:
     What reads the config behind this check may count on numbers being numbers.
     """
     is_lora = str(config.get("peft_type", "LORA")).upper() == "LORA"
-    needed = (("r", is_whole), ("lora_alpha", _is_number)) if is_lora else ()  # other kinds look at their own
-    for name, is_right in (*needed, ("lora_dropout", lambda value: value is None or _is_number(value))):
+    needed: tuple[tuple[str, Callable[[Any], bool]], ...] = ()
+    if is_lora:
+        needed = (("r", is_whole), ("lora_alpha", _is_number))
+    elif str(config.get("peft_type")).upper() == ADALORA_TYPE:  # whose schedule counts for training alone
+        needed = tuple((name, _or_empty(is_whole)) for name in ("r", "init_r", "target_r"))
+        needed = (*needed, ("lora_alpha", _or_empty(_is_number)))
+    for name, is_right in (*needed, ("lora_dropout", _or_empty(_is_number))):
         if name in config and not is_right(config[name]):
             return f"{name} = {config[name]!r}, which is not a number that can be used"
     for name, is_right in zip(_PATTERNS, (is_whole, _is_number), strict=True):
@@ -74,6 +79,10 @@ def _damaged_lists(config: Mapping[str, Any]) -> str:
     if not all(isinstance(each, list) and all(is_whole(number) for number in each) for each in lists):
         return f"trainable_token_indices = {rows!r}, which is no list of tokens"
     return ""
+
+
+def _or_empty(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or is_right(value)
 
 
 def _is_number(value: Any) -> bool:

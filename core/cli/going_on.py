@@ -35,15 +35,18 @@ def going_on(config: RunConfig, start: Path, model: str, control: Control) -> Ge
     assert card is not None, "an inspection without a card has raised"
     if not card.settings:
         raise AdapterError(f"Training can not go on from {start}: {card.unlike}.", "Choose another adapter.")
-    return going_on_from(config, card.settings, model or _base_of(card))
+    return going_on_from(config, card.settings, _base_of(card, model))
 
 
-def _base_of(card: AdapterCard) -> str:
-    """The base model on this machine. Raises AdapterError where none is surely the right one."""
+def _base_of(card: AdapterCard, model: str) -> str:
+    """`model`, or the base model on this machine. Raises AdapterError where none is surely the right one."""
     same = [match for match in card.bases if match.match == "same"]
     named = "Get it, and name it with --model."
     if not same and (card.path / ORIGIN_NAME).exists() and read_object(card.path / ORIGIN_NAME).get("base_fingerprint"):
-        raise AdapterError(f"The base model that {card.path} was trained on is not on this machine.", named)
+        what = f"was not trained on {model}" if model else "was trained on a model that is not on this machine"
+        raise AdapterError(f"{card.path} {what}.", f"Its base model: {card.base_name}. {named}")
+    if model:
+        return model
     found = same or list(card.bases)
     if not found:
         raise AdapterError(f"No model on this machine fits {card.path}.", f"Its base model: {card.base_name}. {named}")

@@ -55,8 +55,10 @@ def inspect_adapter(job: InspectAdapter, control: Control) -> Iterator[Event]:
     else:
         bases = yield from find_bases(adapter, control)
     if bases and card.settings and adapter.contents.beside():
-        gap = start_gap(adapter, read_card(bases[0].path).modules)
-        card = replace(card, settings={} if gap else card.settings, unlike=gap)
+        sure = bases[:1] if job.model or bases[0].match == "same" else bases
+        gaps = [start_gap(adapter, read_card(base.path).modules) for base in sure]
+        if all(gaps):
+            card = replace(card, settings={}, unlike=gaps[0])
     chosen = bases[0] if bases and (job.model or bases[0].match == "same") else None
     if chosen is not None:
         modules = yield from with_shares(card.modules, adapter, chosen.path, control)
@@ -158,7 +160,7 @@ def _method(config: dict[str, Any]) -> str:
 
 
 def _origin(origin: dict[str, Any]) -> str:
-    if origin.get("mixed_from"):
+    if isinstance(origin.get("mixed_from"), list):
         parts = [f"{part.get('adapter')} x {part.get('strength')}" for part in origin["mixed_from"]
                  if isinstance(part, dict)]
         return f"A mix of {', '.join(parts)}."

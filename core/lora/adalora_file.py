@@ -96,10 +96,12 @@ def read_triplets(tensors: dict[str, Tensor], config: dict[str, Any], folder: Pa
     unknown = sorted(set(places) - set(parts))
     if unknown:
         raise AdapterError(f"The adapter in {folder} names ranks for {unknown[0]}, of which it holds nothing.")
-    every = torch.arange(first)
-    return {module: Triplets(*_checked(module, found, len(places.get(module, every)), folder), scale,
-                             places.get(module, every), first)
-            for module, found in parts.items()}
+    triplets = {}
+    for module, found in parts.items():
+        kept = places.get(module)
+        a, e, b = _checked(module, found, first if kept is None else len(kept), folder)
+        triplets[module] = Triplets(a, e, b, scale, torch.arange(first) if kept is None else kept, first)
+    return triplets
 
 
 def _places(pattern: Any, first: int, folder: Path) -> dict[str, Tensor]:

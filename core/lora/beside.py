@@ -82,8 +82,11 @@ def _install_tokens(model: PreTrainedModel, places: Sequence[ModuleInfo], tokens
     assert material.tokenizer is not None
     vocabulary = material.tokenizer.get_vocab()
     ids = [vocabulary[token] for token in tokens]
-    pieces = [_old_pieces(material.tokenizer, token, set(ids)) if token in material.added_tokens
-              else [vocabulary[token]] for token in tokens]
+    # a tokenizer may know tokens that lie above the model's rows; for the model they are new
+    height = min(frozen_value(unwrapped(model.get_submodule(place.name))).shape[0] for place in places)
+    new = {vocabulary[token] for token in tokens if token in material.added_tokens or vocabulary[token] >= height}
+    pieces = [[piece for piece in _old_pieces(material.tokenizer, token, new) if piece < height] if number in new
+              else [number] for token, number in zip(tokens, ids, strict=True)]
     embedding: TokenEmbedding | None = None
     for place in sorted(places, key=lambda place: not place.is_input_embedding):
         base = model.get_submodule(place.name)

@@ -120,9 +120,10 @@ def sort_tensors(tensors: Mapping[str, Tensor], config: Mapping[str, Any], where
     for module, found in parts.items():
         if module in experts:
             contents.pairs |= _expert_pairs(experts[module], module, found, config, where)
-        elif _TOKENS in found and not _is_tied_copy(module, parts, config):
-            contents.rows[module] = _rows(module, found, config, where)
-        elif _TOKENS not in found:
+        elif _TOKENS in found:
+            if not _is_tied_copy(module, parts, config):
+                contents.rows[module] = _rows(module, found, config, where)
+        else:
             contents.pairs[module] = _pair(module, found, config, where)
     return contents
 
@@ -138,12 +139,13 @@ def _has_meaning(name: str, config: Mapping[str, Any]) -> bool:
 
 
 def _is_tied_copy(module: str, parts: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any]) -> bool:
-    """PEFT writes the rows of an embedding once more for the head that shares it, which its config does not name."""
+    """PEFT may write the rows of an embedding once more for the head that shares it, which its config does not name."""
     given = config.get("trainable_token_indices")
     if not isinstance(given, dict) or any(module.endswith(str(name)) for name in given):
         return False
-    return any(other != module and _TOKENS in found and torch.equal(found[_TOKENS], parts[module][_TOKENS])
-               for other, found in parts.items())
+    named = [found for other, found in parts.items() if any(other.endswith(str(name)) for name in given)]
+    return set(parts[module]) == {_TOKENS} and any(
+        _TOKENS in found and torch.equal(found[_TOKENS], parts[module][_TOKENS]) for found in named)
 
 
 def _rows(module: str, found: dict[str, Tensor], config: Mapping[str, Any], where: str) -> TokenRows:

@@ -20,6 +20,7 @@ from core.lora.bottleneck import bottleneck_layers
 from core.lora.fit import misfit
 from core.lora.inject import module_table
 from core.lora.pair_start import SAME_TARGETS, begin_pairs
+from core.lora.peft_keys import TokenRows
 from core.lora.prefix import prefix_of
 from core.lora.token_rows import token_modules
 from core.lora.whole import whole_parameters
@@ -69,12 +70,25 @@ def start_gap(file: AdapterFile, modules: Sequence[ModuleInfo]) -> str:
     for name, value in (file.contents.parameters | file.contents.frozen).items():
         if shapes.get(name) != tuple(value.shape):
             return f"its {name} is larger than the base's, as its vocabulary was made larger"
-    rows = file.contents.rows
+    rows = _own_rows(file, modules)
+    with_rows = {*rows, *(info.name for info in modules if info.tied_to in rows)}
+    both = sorted(with_rows & {*file.pairs, *(name.rpartition(".")[0] for name in file.contents.parameters)})
+    if both:
+        return f"it changes {both[0]} as a whole and single rows of it as well"
     places = [info.name for info in modules
               if info.is_input_embedding or (info.is_output_head and not info.tied_to)]
     if rows and rows.keys() != set(places):
         return f"it trains the rows of its tokens in {', '.join(rows)} alone, and not in {', '.join(places)} alike"
     return ""
+
+
+def _own_rows(file: AdapterFile, modules: Sequence[ModuleInfo]) -> dict[str, TokenRows]:
+    """Rows of single tokens by module, without those that PEFT writes once more for a head that shares them."""
+    rows = file.contents.rows
+    tied = {info.name: info.tied_to for info in modules if info.tied_to}
+    return {name: each for name, each in rows.items()
+            if tied.get(name) not in rows or each.indices != rows[tied[name]].indices
+            or not torch.equal(each.values, rows[tied[name]].values)}
 
 
 def _wholes(model: PreTrainedModel, file: AdapterFile) -> list[_Copy]:
@@ -97,11 +111,12 @@ def _wholes(model: PreTrainedModel, file: AdapterFile) -> list[_Copy]:
 def _rows(model: PreTrainedModel, file: AdapterFile) -> list[_Copy]:
     """Rows of new tokens."""
     own = {name: module for name, module in token_modules(model).items() if module.values is not None}
-    if own.keys() != file.contents.rows.keys():
-        who = "The adapter to start from trains" if own.keys() < file.contents.rows.keys() else "The run trains"
+    theirs = _own_rows(file, module_table(model))
+    if own.keys() != theirs.keys():
+        who = "The adapter to start from trains" if own.keys() < theirs.keys() else "The run trains"
         raise AdapterError(f"{who} rows of single tokens, the other does not.", "Set the same new tokens.")
     copies = []
-    for name, rows in file.contents.rows.items():
+    for name, rows in theirs.items():
         module = own[name]
         if sorted(module.indices) != sorted(rows.indices):
             raise AdapterError(f"The new tokens of the adapter to start from have other numbers in {name}.",

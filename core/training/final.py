@@ -1,14 +1,17 @@
-"""What a run leaves when it ends: its best adapter, or its best model."""
+"""What a run leaves when it ends: its best adapter or model, and how that compares with its start."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from core import files
+from core.config import StartableConfig
 from core.errors import CoreError
+from core.events import Warned
 from core.lora.adapter_file import ORIGIN_NAME, copy_adapter
 from core.lora.full import Full, load_values
 from core.models.save import save_model
 from core.runs.folder import RunFolder
-from core.training.checkpoint import OPTIMIZER_NAME
+from core.training.checkpoint import OPTIMIZER_NAME, Position
 from core.training.setup import Setup
 
 
@@ -30,6 +33,15 @@ def keep_final(run: RunFolder, setup: Setup, step: int) -> Path:
         save_model(setup.model, setup.model_path, folder, dtype)
         files.write_text(folder / ORIGIN_NAME, (checkpoint / ORIGIN_NAME).read_text(encoding="utf-8"))
     return run.model
+
+
+def compared_with_start(setup: Setup, position: Position) -> Iterator[Warned]:
+    """Warn where the adapter that the run started from is better than all that came of it."""
+    adapter, first, best = setup.config.adapter, position.first_loss, position.best_loss
+    if isinstance(adapter, StartableConfig) and adapter.start_from and first is not None and best is not None \
+            and first < best:
+        yield Warned(f"The adapter that this run started from has a lower validation loss ({first:.4f}) than the best "
+                     f"of the run ({best:.4f}).", "Keep using that one, or try a lower learning rate.")
 
 
 def is_whole(setup: Setup) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from core.config import AdapterConfig, RunConfig, StartableConfig
+from core.config import RunConfig, StartableConfig
 from core.control import Control
 from core.data.batching import step_rows
 from core.data.row_store import row_lengths
@@ -39,7 +39,7 @@ from core.runs.folder import RunFolder, new_run_path
 from core.training.checkpoint import Position, newest_valid, prune_checkpoints, restore_checkpoint, save_checkpoint
 from core.training.contention import watched_contention
 from core.training.evaluate import validation_loss
-from core.training.final import keep_final, require_space
+from core.training.final import compared_with_start, keep_final, require_space
 from core.training.frozen_choice import choose_frozen
 from core.training.optim import make_optimizer
 from core.training.parallel import Ranks, joined
@@ -151,7 +151,7 @@ def _run(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks, chec
     if not ranks.place.first:
         yield Result({})
         return
-    yield from _compared_with_start(adapter, position)
+    yield from compared_with_start(setup, position)
     best = position.best_step if position.best_loss is not None else position.step
     final = keep_final(run, setup, best)
     yield Finished(outcome, final)
@@ -203,15 +203,6 @@ def _steps(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, posit
     if position.step < total and not run.checkpoint(position.step).exists():
         yield from _checkpoint(run, setup, optimizer, position)
     return _outcome(position.step < total)
-
-
-def _compared_with_start(adapter: AdapterConfig, position: Position) -> Iterator[Event]:
-    """Warn where the adapter that the run started from is better than all that came of it."""
-    first, best = position.first_loss, position.best_loss
-    if isinstance(adapter, StartableConfig) and adapter.start_from and first is not None and best is not None \
-            and first < best:
-        yield Warned(f"The adapter that this run started from has a lower validation loss ({first:.4f}) than the best "
-                     f"of the run ({best:.4f}).", "Keep using that one, or try a lower learning rate.")
 
 
 def _outcome(stopped: bool) -> Outcome:

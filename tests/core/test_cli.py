@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import build_tiny
 
 from core.__main__ import main
 from core.cli import runner, texts
@@ -244,6 +245,9 @@ def test_init_goes_on_from_an_adapter(run_file: Path, rows: Path, tiny_model: Pa
     told = ["init", str(after), "--from", str(tmp_path / "run"), "--data", str(rows)]
     assert main(told) == 0  # the base is where it was trained
     assert load_config(after).model.path == str(tiny_model)
+    other = build_tiny("llama", tmp_path / "other", seed=3)
+    assert main([*told, "--force", "--model", str(other)]) == 1
+    assert "was not trained on" in capsys.readouterr().err
     (tmp_path / "run" / "adapter" / "workbench.json").unlink()
     config_file = tmp_path / "run" / "adapter" / "adapter_config.json"
     config_file.write_text(config_file.read_text().replace(str(tiny_model), "theirs"))

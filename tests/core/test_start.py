@@ -135,6 +135,13 @@ def test_what_stands_beside_must_be_alike(tmp_path: Path, changes: dict[str, obj
     assert (found[0] if found else "") == field
 
 
+@pytest.mark.parametrize("changes", [{"r": "x"}, {"r": [8]}, {"lora_alpha": 10**400}, {"init_r": 10**30},
+                                     {"target_r": 0.5}])
+def test_a_damaged_field_of_adalora_is_named(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        settings_from(ADALORA | changes, ["q_proj"])
+
+
 def test_what_other_programs_leave_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1")
     for config, words in (({"trainable_token_indices": [3]}, "tokenizer can not be read"),

@@ -17,10 +17,12 @@ from core.estimate import estimate
 from core.events import Result
 from core.export.export import export
 from core.jobs import Export, Generate, Resume, Train
+from core.lora.adaptation import Adaptation
 from core.lora.adapter_file import read_adapter
 from core.lora.attach import load_adapter
 from core.lora.beside import add_tokens
 from core.lora.inject import adapter_disabled, remove
+from core.lora.method import Material
 from core.models.inspect import read_card
 from core.models.load import load_model, load_tokenizer
 from core.run_problems import problems
@@ -135,6 +137,20 @@ def test_a_token_that_is_there_is_trained_from_its_own_row(tiny_model: Path, tmp
     assert rows.indices == (vocabulary["<|im_end|>"], len(vocabulary))
     torch.testing.assert_close(rows.values[0], weight[rows.indices[0]].detach(), rtol=0, atol=1e-9)
     assert len(load_tokenizer(tmp_path / "run" / "adapter")) == len(vocabulary) + 1
+
+
+def test_a_token_above_the_rows_of_the_model_is_new_to_it(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    tokenizer.add_tokens(["[PAD]"])  # the tokenizer's maker did, and left the model as it was
+    model = load_model(tiny_model, torch.device("cpu"), torch.float32)
+    config = RunConfig(adapter=LoraConfig(**{**FIELDS, "new_tokens": ("[PAD]",)}))
+    assert not add_tokens(tokenizer, ("[PAD]",))
+    Adaptation(config).install(model, Material([], 0, tokenizer))
+    weight = load_model(tiny_model, torch.device("cpu"), torch.float32).get_input_embeddings().weight
+    with torch.no_grad():
+        row = model.get_input_embeddings()(torch.tensor([len(weight)]))
+        pieces = tokenizer.encode("PAD", add_special_tokens=False)
+        torch.testing.assert_close(row[0], weight[pieces].mean(dim=0), rtol=0, atol=1e-6)
 
 
 def test_tokens_that_can_not_be_added_are_refused(tiny_model: Path) -> None:

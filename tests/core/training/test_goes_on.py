@@ -114,6 +114,7 @@ def _peft_lora(**fields: Any) -> Callable[[PreTrainedModel], Any]:
             if parameter.requires_grad and "lora_" not in name:
                 torch.nn.init.normal_(parameter, std=0.1)
         return tuned
+    make.__name__ = " ".join(fields)
     return make
 
 
@@ -125,14 +126,15 @@ def _peft_lora(**fields: Any) -> Callable[[PreTrainedModel], Any]:
     # tied in the base, apart in the adapter
     pytest.param("llama", _peft_lora(target_modules=["embed_tokens", "lm_head"]), marks=pytest.mark.full),
     ("llama", _peft_lora(trainable_token_indices={"embed_tokens": [380, 381]})),
-], ids=["adalora", "prefix", "biases", "no biases", "norms", "both ends", "tokens"])
+    ("llama", _peft_lora(trainable_token_indices=[380, 381])),
+], ids=["adalora", "prefix", "biases", "no biases", "norms", "both ends", "tokens", "tokens by a list"])
 def test_one_of_peft_s_is_the_start(family: str, make: Any, rows: Path, tmp_path: Path) -> None:
     base = build_tiny(family, tmp_path / "base")
     tuned = make(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)).eval()
     ids = torch.arange(20, 60)[None]
     with torch.no_grad():
         wanted = tuned(input_ids=ids).logits
-    tuned.save_pretrained(tmp_path / "theirs")
+    tuned.save_pretrained(tmp_path / "theirs", save_embedding_layers="token" in make.__name__)
     load_tokenizer(base).save_pretrained(tmp_path / "theirs")
     config = parse_config({"data": {"train": [str(rows)], "validation_fraction": 0.0}, "training": TRAINING})
     # the schedule leaves AdaLoRA all its ranks: nothing is pruned in steps in which nothing is learned
@@ -157,6 +159,8 @@ def _unlike(adapter: Path, base: Path) -> str:
 @pytest.mark.parametrize(("family", "grown", "fields", "words"), [
     ("llama", 2, {"modules_to_save": ["embed_tokens", "lm_head"]}, "vocabulary was made larger"),
     ("qwen3", 0, {"trainable_token_indices": {"embed_tokens": [380]}}, "in model.embed_tokens alone"),
+    ("llama", 0, {"target_modules": ["q_proj", "lm_head"], "trainable_token_indices": {"embed_tokens": [3]}},
+     "single rows of it as well"),
     ("llama", 0, {"trainable_token_indices": {"embed_tokens": [3]}}, "which tokens these are")])
 def test_what_can_not_go_on_is_told_when_it_is_looked_at(family: str, grown: int, fields: dict[str, Any], words: str,
                                                          tmp_path: Path) -> None:
