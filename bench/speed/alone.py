@@ -15,8 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.openmp import set_wait_policy
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 _KEPT_LINES = 25  # of what a failed process said
 
@@ -40,7 +38,6 @@ def run_alone(task: str, request: Mapping[str, Any], home: Path, settings: Mappi
     """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LORA_WORKBENCH_HOME": str(home), "HF_HUB_OFFLINE": "1",
                    "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore"}
-    set_wait_policy(environment)  # for peers as well, so that nobody's threads wait in another way
     environment |= settings or {}
     done = subprocess.run([sys.executable, "-m", "bench.speed.alone", task], cwd=ROOT, env=environment,
                           input=json.dumps(request), capture_output=True, text=True, check=False)

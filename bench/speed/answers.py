@@ -11,17 +11,18 @@ from core.paths import SAMPLE_HELD_OUT
 
 QUICK_ROWS = 16
 PEER_BATCH = 8
+SIDES: dict[str, dict[str, str] | None] = {"ours": None, "peer": {}}  # with their settings
 _TOKENS_OVER = 8  # as the sample job allows beyond the longest right answer
 
 
 def answers(plan: Plan) -> Found:
     """Both answer the same prompts with the most likely tokens, in turns."""
     rows = QUICK_ROWS if plan.quick else 0
-    turns = [{side: plan.ask(f"answers:{side}", model=plan.model, rows=rows) for side in ("ours", "peer")}
+    turns = [{side: plan.ask(f"answers:{side}", SIDES[side], model=plan.model, rows=rows) for side in SIDES}
              for _ in range(plan.turns)]
     alike = [sum(mine == other for mine, other in zip(turn["ours"].pop("answers"), turn["peer"].pop("answers"),
                                                       strict=True)) for turn in turns]
-    speeds = [[turn[side]["tokens_per_second"] for turn in turns] for side in ("ours", "peer")]
+    speeds = [[turn[side]["tokens_per_second"] for turn in turns] for side in SIDES]
     return Found((Figure("generation against transformers' generate at batch 8", ratios(*speeds), 1.3,
                          note=f"{min(alike)} of {turns[0]['ours']['rows']} answers alike"),), {"answers": turns})
 

@@ -14,7 +14,7 @@ def curve(plan: Plan) -> Found:
     steps = QUICK_STEPS if plan.quick else STEPS
     config = config_of(main, plan.model, plan.files[main.data], steps).model_dump(mode="json")
     with scratch() as start:
-        theirs = plan.ask("peer:train_once", config=config, recipe="ordinary", start=str(start))
+        theirs = plan.ask("peer:train_once", {}, config=config, recipe="ordinary", start=str(start))
         config["adapter"]["start_from"] = str(start)
         ours = plan.ask("ours:train_once", config=config)
     pairs = [(mine["loss"], other["loss"]) for mine, other in zip(ours["steps"], theirs["steps"], strict=True)]

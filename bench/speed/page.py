@@ -16,9 +16,9 @@ SmolLM2-135M, LoRA in fp32 on the CPU, beside peft with the transformers Trainer
 and rate. Each measurement is a process of its own, both sides in turns within one call of `make bench`; a figure is
 the median of the turns, with their range. *Ordinary* is the recipe that most scripts have: rows padded to the longest
 of the batch, all logits. *At its best* groups rows by length, leaves out the logits of the prompt where it can, and
-has an allocator that gives nothing back. Threads wait for one another in the same way on all sides
-(`core/openmp.py`). *Share of the roofline*: the operations that LoRA training must do for these
-rows (`bench/speed/flops.py`), by the time and by the speed of a large matrix product in the same process."""
+has an allocator that gives nothing back. How threads wait for one another is each side's own (ours:
+`core/openmp.py`); one line has the peer with ours. *Share of the roofline*: the operations that LoRA training must do
+for these rows (`bench/speed/flops.py`), by the time and by the speed of a large matrix product in the same process."""
 _BOUND = """What is no product (norms, softmax, rotary positions, gates, residuals) is not among the operations that
 are counted, and products of short rows, as in attention, can not run at the speed of a large one: that bounds the
 share of the roofline, and with it how far ahead of another program a step can be."""

@@ -5,8 +5,10 @@
 - "best": rows of like length stand together, as `train_sampling_strategy="group_by_length"` has them over the whole
   file, and logits are made only where a label is (`logits_to_keep`). Of that epoch, batches at even distances are
   taken: its first ones alone would be the longest. With it goes an allocator that keeps what it was given (BEST).
+  "best, awake" is the same with threads that wait for one another as ours do (`core.openmp`).
 """
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,7 +46,7 @@ def train_once(config: dict[str, Any], recipe: str, warm: int = 0, start: str = 
 
     Args:
         config: a RunConfig as plain values; it says rows, batch, adapter and rate.
-        recipe: "ordinary" or "best".
+        recipe: "ordinary", "best" or "best, awake".
         warm: steps to leave out.
         start: a folder into which the untrained adapter is written, so that another side can begin with the same.
     """
@@ -54,7 +56,8 @@ def train_once(config: dict[str, Any], recipe: str, warm: int = 0, start: str = 
     tokenizer = load_tokenizer(base)
     tokenizer.padding_side = "right"
     steps = range(run.training.max_steps)
-    batches = (grouped if recipe == "best" else rows_in_steps)(run, rows_of(run), steps)
+    best = recipe != "ordinary"
+    batches = (grouped if best else rows_in_steps)(run, rows_of(run), steps)
     model = adapted(base, run)
     if start:
         model.save_pretrained(start)
@@ -63,9 +66,10 @@ def train_once(config: dict[str, Any], recipe: str, warm: int = 0, start: str = 
     with tempfile.TemporaryDirectory() as folder:
         trainer = LossKeeper(
             model=model, args=arguments(run, folder), callbacks=[clock],
-            data_collator=labels_only(plain) if recipe == "best" else plain,
+            data_collator=labels_only(plain) if best else plain,
             train_dataset=[example(row) for batch in batches for row in batch])
-        with watched_contention():  # what slows their threads beside a busy program is not to flatter us
+        # without the watch, threads that wait awake are slow beside a busy program
+        with watched_contention() if recipe == "best, awake" else contextlib.nullcontext():
             trainer.train()
     peak = peak_rss_bytes()
     gflops.append(matrix_speed())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.speed.alone import run_alone
+from core.openmp import set_wait_policy
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,20 @@ class Plan:
     merge_gigabytes: float
 
     def ask(self, task: str, settings: Mapping[str, str] | None = None, **request: Any) -> dict[str, Any]:
-        """One measurement in a process and with a data folder of its own."""
+        """One measurement in a process and with a data folder of its own.
+
+        `settings` are its environment variables; None: those that the program gives the processes that compute.
+        """
         print(f"  {task} {request.get('recipe', '')}".rstrip(), file=sys.stderr, flush=True)
         with scratch() as home:
-            return run_alone(task, request, home, settings)
+            return run_alone(task, request, home, thread_waiting() if settings is None else settings)
+
+
+def thread_waiting() -> dict[str, str]:
+    """How our threads wait for one another, as environment variables."""
+    found: dict[str, str] = {}
+    set_wait_policy(found)
+    return found
 
 
 @contextmanager
