@@ -10,6 +10,8 @@ A product of (n, i) and (i, o) is 2·n·i·o operations. Counted are, for every 
   are two (scores, values). Backward there are up to four: the gradients of values, weights, queries and keys, each
   where something trained lies behind it.
 
+A beginning that all rows of a step have in common must be computed only once.
+
 The output layer, (hidden, vocabulary), is 2·hidden·vocabulary forward and as much backward for every *supervised*
 token only. Not counted: what is computed a second time, elementwise work, norms, the softmax, the optimizer.
 """
@@ -53,11 +55,18 @@ class Shape:
         return min(linear.place for linear in self.linears if linear.rank)
 
 
-def training_flops(shape: Shape, rows: Sequence[tuple[int, int]]) -> int:
-    """Operations of one pass, forward and backward, over `rows`: (tokens, supervised tokens) of each."""
-    tokens = sum(length for length, _ in rows)
+def training_flops(shape: Shape, rows: Sequence[tuple[int, int]], shared: int = 0) -> int:
+    """Operations of one step, forward and backward.
+
+    Args:
+        shape: of the model and its adapter.
+        rows: (tokens, supervised tokens) of each.
+        shared: tokens that all of them begin with, before the first that predicts something.
+    """
+    again = len(rows) - 1
+    tokens = sum(length for length, _ in rows) - again * shared
     supervised = sum(count for _, count in rows)
-    pairs = sum(length * (length + 1) // 2 for length, _ in rows)
+    pairs = sum(length * (length + 1) // 2 for length, _ in rows) - again * (shared * (shared + 1) // 2)
     return (tokens * sum(_linear(linear, shape.lowest) for linear in shape.linears)
             + 2 * pairs * shape.heads * shape.head_width * _attention_products(shape)
             + 4 * supervised * shape.hidden * shape.vocabulary)

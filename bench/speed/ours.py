@@ -24,6 +24,7 @@ from core.models.load import load_tokenizer
 from core.records import ModelCard
 from core.targets import rank_of, select_targets
 from core.training.loop import train
+from core.training.shared_prefix import shared_length
 
 
 def train_once(config: dict[str, Any], warm: int = 0, count: bool = False) -> dict[str, Any]:
@@ -80,10 +81,11 @@ def rows_in_steps(config: RunConfig, rows: Sequence[EncodedRow], steps: range) -
 
 def counted_flops(config: RunConfig, steps: range, tokens: int) -> int:
     """Operations of the steps; `tokens` is what the run told of them, which must be what is counted."""
-    rows = [row for step in rows_in_steps(config, rows_of(config), steps) for row in step]
-    lengths = [(len(row), int(row.supervised.sum())) for row in rows]
-    assert sum(length for length, _ in lengths) == tokens, "the run took other rows than these"
-    return training_flops(shape_of(read_card(resolve(config.model.path)), config), lengths)
+    chosen = rows_in_steps(config, rows_of(config), steps)
+    assert sum(len(row) for rows in chosen for row in rows) == tokens, "the run took other rows than these"
+    shape = shape_of(read_card(resolve(config.model.path)), config)
+    return sum(training_flops(shape, [(len(row), int(row.supervised.sum())) for row in rows], shared_length(rows))
+               for rows in chosen)
 
 
 def shape_of(card: ModelCard, config: RunConfig) -> Shape:

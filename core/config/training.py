@@ -102,6 +102,11 @@ class TrainingConfig(Section):
         "Layers are computed a second time for the backward pass instead of being kept: far less memory, a step takes "
         "about a third longer, the result is the same. auto: where the run would not fit otherwise.",
         group="Machine", more=True)
+    shared_prefix: Literal["auto", "off"] = option(
+        "auto", "Shared prefix",
+        "The tokens that all rows of a step begin with, such as a system prompt, are computed once for all of them; "
+        "the result is the same. auto: where that is exact and saves something.",
+        group="Machine", more=True)
     frozen_cache: Literal["auto", "on", "off"] = option(
         "auto", "Frozen-layer cache",
         "What the layers below the lowest trained one give is kept on the disk and not computed again in later "

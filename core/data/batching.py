@@ -1,8 +1,10 @@
 """From prepared rows to what one forward pass takes: the order of rows, packing, padding."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, insort
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ class Batch:
     predicting (S,) indices into the flattened B*T positions whose next token is supervised;
     labels (S,) those next tokens. boundaries: start of each packed row and the end, (rows + 1). rows: in
     their order in the batch; row b is at [b, :len(row)] where padded, at [0, boundaries[b]:] where packed.
+    given: what the model is called with besides.
     """
 
     input_ids: Tensor
@@ -29,14 +32,15 @@ class Batch:
     predicting: Tensor
     labels: Tensor
     boundaries: tuple[int, ...]
-    tokens: int  # without padding
+    tokens: int  # of the whole rows, without padding
     rows: tuple[EncodedRow, ...]
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
         mask = None if self.attention_mask is None else self.attention_mask.to(device)
-        return Batch(self.input_ids.to(device), self.position_ids.to(device), mask,
-                     self.predicting.to(device), self.labels.to(device), self.boundaries, self.tokens, self.rows)
+        return replace(self, input_ids=self.input_ids.to(device), position_ids=self.position_ids.to(device),
+                       attention_mask=mask, predicting=self.predicting.to(device), labels=self.labels.to(device))
 
 
 @lru_cache(maxsize=2)  # every step of an epoch asks for it
@@ -54,31 +58,53 @@ def step_rows(step: int, rows: int, rows_per_step: int, seed: int) -> tuple[int,
     return tuple(epoch_order(rows, seed, epoch)[position * rows_per_step:(position + 1) * rows_per_step].tolist())
 
 
-def pack(rows: Sequence[EncodedRow], limit: int = PACK_TOKENS) -> list[Batch]:
-    """Lay rows end to end into batches of at most `limit` tokens (or one row), keeping their order."""
-    groups: list[list[EncodedRow]] = []
-    filled = 0
-    for row in rows:
-        length = len(row.input_ids)
-        if not groups or filled + length > limit:
+def pack(rows: Sequence[EncodedRow], limit: int = PACK_TOKENS, skipped: int = 0,
+         given: Mapping[str, Any] | None = None) -> list[Batch]:
+    """Lay rows end to end into few batches of at most `limit` tokens (or one row).
+
+    A pass costs something however short it is: each row goes, the longest first, to the fullest batch that has room
+    (best fit decreasing). The sum of the losses does not depend on the order. From the last supervised token of a row
+    on, nothing more is predicted, so these tokens are left out.
+
+    Args:
+        rows: at least one.
+        limit: most tokens of a batch.
+        skipped: so many tokens at the beginning of every row are left out, too; none of them predicts anything.
+        given: see `Batch`.
+    """
+    groups = _best_fit([_end(row) - skipped for row in rows], limit)
+    return [_packed([rows[index] for index in group], skipped, given or {}) for group in groups]
+
+
+def _best_fit(lengths: Sequence[int], limit: int) -> list[list[int]]:
+    """Indices of `lengths` in groups whose sums are at most `limit` (or one length)."""
+    groups: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # of a group and its number, the least room first
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        place = bisect_left(room, (lengths[index], 0))
+        free, number = room.pop(place) if place < len(room) else (limit, len(groups))
+        if number == len(groups):
             groups.append([])
-            filled = 0
-        groups[-1].append(row)
-        filled += length
-    return [_packed(group) for group in groups]
+        groups[number].append(index)
+        insort(room, (free - lengths[index], number))
+    return sorted(sorted(group) for group in groups)
 
 
-def _packed(rows: list[EncodedRow]) -> Batch:
-    lengths = [len(row.input_ids) for row in rows]
-    boundaries = np.concatenate([[0], np.cumsum(lengths)])
-    ids = np.concatenate([np.asarray(row.input_ids, dtype=np.int64) for row in rows])
-    positions = np.concatenate([np.arange(length) for length in lengths])
-    # supervised[0] of every row is False, so a row is never predicted from the row before it
-    supervised = np.concatenate([np.asarray(row.supervised, dtype=bool) for row in rows])
-    predicted = np.flatnonzero(supervised)
-    return Batch(torch.from_numpy(ids)[None], torch.from_numpy(positions)[None], None,
-                 torch.from_numpy(predicted - 1), torch.from_numpy(ids[predicted]),
-                 tuple(boundaries.tolist()), len(ids), tuple(rows))
+def _end(row: EncodedRow) -> int:
+    """How many tokens of a row something is predicted from; all of them where nothing is supervised."""
+    supervised = np.flatnonzero(row.supervised)
+    return int(supervised[-1]) if len(supervised) else len(row)
+
+
+def _packed(rows: list[EncodedRow], skipped: int, given: Mapping[str, Any]) -> Batch:
+    parts = [slice(skipped, _end(row)) for row in rows]
+    boundaries = np.concatenate([[0], np.cumsum([part.stop - part.start for part in parts])])
+    ids, positions, predicting, labels = (np.concatenate(each).astype(np.int64) for each in zip(*(
+        (row.input_ids[part], np.arange(part.start, part.stop), np.flatnonzero(row.supervised) - 1 - skipped + start,
+         row.input_ids[row.supervised])
+        for row, part, start in zip(rows, parts, boundaries[:-1], strict=True)), strict=True))
+    return Batch(torch.from_numpy(ids)[None], torch.from_numpy(positions)[None], None, torch.from_numpy(predicting),
+                 torch.from_numpy(labels), tuple(boundaries.tolist()), sum(map(len, rows)), tuple(rows), given)
 
 
 def pad(rows: Sequence[EncodedRow], limit: int = PACK_TOKENS) -> list[Batch]:

@@ -17,6 +17,7 @@ from core.errors import CoreError
 from core.estimate import pack_tokens
 from core.training.loss import SummedLoss, chunked_loss, direct_loss
 from core.training.segments import segmented_attention
+from core.training.shared_prefix import compute_prefix
 
 _log = logging.getLogger(__name__)
 _PROBE_ROWS = 2
@@ -24,12 +25,16 @@ _PROBE_TOKENS = 32
 
 
 class ComputingPath(NamedTuple):
-    """How the loss of a step is computed: by what, in which batches, whether these are packed rows, and if not, why."""
+    """How the loss of a step is computed: by what, in which batches, whether these are packed rows, and if not, why.
+
+    shares: what rows begin with in common may be computed once.
+    """
 
     summed_loss: SummedLoss
     batches: Callable[[Sequence[EncodedRow]], list[Batch]]
     packed: bool
     reason: str
+    shares: bool = False
 
 
 def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str,
@@ -47,7 +52,7 @@ def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str
         expected = [_value(direct_loss, model, batch.to(device)) for row in probe for batch in pad([row])]
         whole = sum(expected)
         if packing != "off" and _packs(chunked_loss, model, probe, whole, device):  # both at once, as nearly always
-            return ComputingPath(chunked_loss, packs, True, "")
+            return ComputingPath(chunked_loss, packs, True, "", _shares(chunked_loss, model, probe, device))
         loss: SummedLoss = direct_loss
         reasons = []
         if _agrees(lambda: _value(chunked_loss, model, pad(probe)[0].to(device)), whole, model.dtype):
@@ -57,12 +62,13 @@ def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str
         if packing == "off":
             return ComputingPath(loss, pads, False, "")
         packed = _packs(loss, model, probe, whole, device)
+        shares = packed and _shares(loss, model, probe, device)
     if not packed:
         if packing == "on":
             raise CoreError("Packing is on, but this model can not keep packed rows apart exactly.",
                             "Set packing to auto or off.")
         reasons.append("rows are padded, as packed rows would not be kept apart exactly in this model")
-    return ComputingPath(loss, packs if packed else pads, packed, "; ".join(reasons).capitalize())
+    return ComputingPath(loss, packs if packed else pads, packed, "; ".join(reasons).capitalize(), shares)
 
 
 def _packs(loss: SummedLoss, model: PreTrainedModel, probe: Sequence[EncodedRow], expected: float,
@@ -70,6 +76,23 @@ def _packs(loss: SummedLoss, model: PreTrainedModel, probe: Sequence[EncodedRow]
     """True where packed rows have the loss that they have alone."""
     with segmented_attention(model):
         return _agrees(lambda: _value(loss, model, pack(probe)[0].to(device)), expected, model.dtype)
+
+
+def _shares(loss: SummedLoss, model: PreTrainedModel, probe: Sequence[EncodedRow], device: torch.device) -> bool:
+    """True where the rests of rows behind a common beginning have the loss of the whole rows."""
+    longest = max(probe, key=len)
+    length = len(longest) // 2
+    if not length:
+        return False
+    twins = [replace(longest, supervised=np.arange(len(longest)) > length)] * 2  # none before is predicted
+    expected = _value(direct_loss, model, pad(twins)[0].to(device))
+
+    def compute() -> float:
+        prefix = compute_prefix(model, twins, length, device)
+        return sum(_value(loss, model, batch.to(device)) for batch in prefix.pack(twins))
+
+    with segmented_attention(model):
+        return _agrees(compute, expected, model.dtype)
 
 
 def probe_rows(rows: Sequence[EncodedRow]) -> list[EncodedRow]:

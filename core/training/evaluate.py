@@ -7,6 +7,7 @@ import torch
 from core.control import Control
 from core.data.batching import Batch
 from core.training.setup import Setup
+from core.training.shared_prefix import share_prefix
 
 _ROWS_AT_ONCE = 4096
 
@@ -37,4 +38,5 @@ def _batches(setup: Setup) -> Iterator[Batch]:
     """Of all validation rows, a part of them in memory at a time."""
     for first in range(0, len(setup.validation), _ROWS_AT_ONCE):
         rows = setup.validation[first:first + _ROWS_AT_ONCE]
-        yield from setup.ranks.batches(rows, len(rows), setup.batches)
+        prefix = share_prefix(setup.model, setup.ranks.share(rows), setup.device) if setup.shares_prefix else None
+        yield from setup.ranks.batches(rows, len(rows), prefix.pack if prefix else setup.batches)

@@ -24,12 +24,12 @@ from core.events import Event, Failed, MemoryMeasured, Progress
 from core.lora.method import train_mode
 from core.models.device import gpu_peak_bytes
 from core.peak_memory import peak_bytes
-from core.training import loop
 from core.training.contention import watched_contention
 from core.training.optim import make_optimizer
 from core.training.schedule import total_steps
 from core.training.segments import segmented_attention
 from core.training.setup import Setup, prepare
+from core.training.step import one_step
 
 # the optimizer has its moments from the first step on, so the second is the one that needs most
 STEPS = 2
@@ -57,7 +57,7 @@ def fit_step(config: RunConfig, control: Control) -> Iterator[Event]:
     with segmented_attention(setup.model) if packed else contextlib.nullcontext(), watched_contention():
         for step in range(STEPS):
             yield Progress(STAGE, step, STEPS)
-            if loop._one_step(setup, optimizer, step, total, control) is None:
+            if one_step(setup, optimizer, step, total, control) is None:
                 raise CoreError("The measurement was stopped.")
     rows = setup.train[:setup.config.training.batch_size]
     largest = max(batch.input_ids.numel() for batch in setup.batches(rows))

@@ -55,7 +55,7 @@ def choose_frozen(setup: Setup, folder: Path) -> Generator[Event, None, tuple[Se
     yield Note(f"The output of the {words.plural(part.depth, 'frozen layer')} is kept on the disk (up to "
                f"{words.size(needed)}) and not computed again from the second epoch on.")
     cache = _cache(part, setup, folder)
-    return replace(_resolved(setup, "on"), summed_loss=cache.loss), cache
+    return replace(_resolved(setup, "on"), summed_loss=cache.loss, shares_prefix=False), cache
 
 
 def _resolved(setup: Setup, choice: str) -> Setup:

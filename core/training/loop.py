@@ -7,12 +7,10 @@ import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-import psutil
 import torch
 
 from core.config import RunConfig, StartableConfig
 from core.control import Control
-from core.data.batching import step_rows
 from core.data.row_store import row_lengths
 from core.errors import CoreError, PeerLost
 from core.events import (
@@ -32,7 +30,6 @@ from core.files import require_writable
 from core.jobs import Resume, Train
 from core.lora.method import train_mode
 from core.lora.start import start_from
-from core.models.device import gpu_peak_bytes
 from core.models.library import resolve
 from core.models.safety import check_model_folder
 from core.runs.folder import RunFolder, new_run_path
@@ -43,9 +40,12 @@ from core.training.final import compared_with_start, keep_final, require_space
 from core.training.frozen_choice import choose_frozen
 from core.training.optim import make_optimizer
 from core.training.parallel import Ranks, joined
-from core.training.schedule import learning_rate_at, steps_per_epoch, total_steps
+from core.training.schedule import total_steps
 from core.training.segments import segmented_attention
 from core.training.setup import Setup, prepare, started_now
+from core.training.shared_prefix import worth_sharing
+from core.training.step import one_step, rows_of
+from core.words import plural
 
 _MOST_SKIPPED_STEPS = 5
 
@@ -138,6 +138,10 @@ def _run(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks, chec
     yield Planned(total, len(setup.train), len(setup.validation), setup.trainable_parameters,
                   setup.origin["base_parameters"], setup.adapter_bytes, ranks.words(setup.device), training.dtype,
                   training.packing == "on", position.step)
+    shared = worth_sharing(rows_of(setup, position.step), setup.device) if setup.shares_prefix else 0
+    if shared:
+        yield Note(f"The rows of a step begin alike (the first step's with {plural(shared, 'token')}): "
+                   "that is computed once for all of them.")
     started = time.perf_counter()
     steps = _steps(run, setup, optimizer, position, total, control)
     with segmented_attention(setup.model) if training.packing == "on" else contextlib.nullcontext(), \
@@ -177,7 +181,7 @@ def _steps(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, posit
         if control.stop_requested:
             break
         with setup.ranks.computing():
-            done = _one_step(setup, optimizer, position.step, total, control)
+            done = one_step(setup, optimizer, position.step, total, control)
         if done is None:
             break
         position.step += 1
@@ -215,56 +219,6 @@ def _due(step: int, every: int, last: bool) -> bool:
 
 def _not_finite(done: StepDone) -> str:
     return "gradient" if math.isfinite(done.loss) else "loss"
-
-
-def _one_step(setup: Setup, optimizer: torch.optim.Optimizer, step: int, total: int,
-              control: Control) -> StepDone | None:
-    """One optimizer step over batch_size x gradient_accumulation rows; None where a stop came in between.
-
-    The summed loss is divided by the supervised tokens of the whole step, so neither the split into
-    batches nor their lengths change the gradient.
-    """
-    started = time.perf_counter()
-    training = setup.config.training
-    chosen = step_rows(step, len(setup.train), training.batch_size * training.gradient_accumulation, training.seed)
-    rows = [setup.train[index] for index in chosen]
-    supervised = sum(int(row.supervised.sum()) for row in rows)
-    loss, tokens, labels = 0.0, 0, 0
-    optimizer.zero_grad()
-    setup.ranks.begin_step(step, training.seed)
-    for batch in setup.ranks.batches(rows, training.batch_size, setup.batches):
-        control.wait_while_paused()
-        if control.stop_requested:
-            return None
-        summed = setup.summed_loss(setup.model, batch.to(setup.device))
-        (summed / supervised).backward()
-        loss += float(summed.detach()) / supervised
-        del summed  # the remains of its graph would lie between what the next forward pass keeps
-        tokens += batch.tokens
-        labels += len(batch.labels)
-    loss, tokens, labels = setup.ranks.add_up(_parameters(optimizer), loss, tokens, labels)
-    assert labels == supervised, "the shares of the ranks are the whole step"
-    penalty = setup.adaptation.penalty(setup.model)
-    if penalty is not None:
-        penalty.backward()
-    grad_norm = _clip(optimizer, training.max_grad_norm)
-    rate = learning_rate_at(step, total, training)
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["rate"]
-    if math.isfinite(loss) and math.isfinite(grad_norm):
-        optimizer.step()
-    return StepDone(step + 1, (step + 1) / steps_per_epoch(training, len(setup.train)), loss, rate, grad_norm,
-                    tokens, supervised, time.perf_counter() - started, psutil.Process().memory_info().rss,
-                    gpu_peak_bytes(setup.device) if setup.device.type == "cuda" else 0)
-
-
-def _clip(optimizer: torch.optim.Optimizer, largest: float) -> float:
-    """Shorten the gradient to `largest` (0: leave it); returns its norm before."""
-    return float(torch.nn.utils.clip_grad_norm_(_parameters(optimizer), largest or math.inf))
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _evaluate(setup: Setup, position: Position, total: int, control: Control) -> Iterator[Event]:

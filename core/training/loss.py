@@ -122,4 +122,4 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
     }
     if batch.boundaries:
         inputs["boundaries"] = batch.boundaries
-    return inputs
+    return {**inputs, **batch.given}

@@ -63,16 +63,19 @@ class Ranks:
     def begin_step(self, step: int, seed: int) -> None:
         """Called before each step."""
 
+    def share(self, rows: Sequence[EncodedRow]) -> list[EncodedRow]:
+        """Those of `rows` that this rank computes."""
+        return divide(rows, self.place.world)[self.place.rank]
+
     def batches(self, rows: Sequence[EncodedRow], size: int, batcher: Batcher) -> list[Batch]:
         """This rank's batches of `rows`, of at most `size` rows each.
 
         With sharded weights every rank has equally many; those beyond its own are without labels.
         """
-        shares = divide(rows, self.place.world)
-        own = _cut(shares[self.place.rank], size, batcher)
+        own = _cut(self.share(rows), size, batcher)
         if not self.sharded:
             return own
-        most = max(len(_cut(share, size, batcher)) for share in shares)
+        most = max(len(_cut(share, size, batcher)) for share in divide(rows, self.place.world))
         idle = _without_labels(own[-1] if own else _cut(rows[:1], size, batcher)[0])
         return own + [idle] * (most - len(own))
 

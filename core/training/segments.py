@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from core.training.shared_prefix import KeyValue, SharedPrefix
+
 NAME = "packed_segments"
 
 
@@ -21,15 +23,18 @@ def packed_segments(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None,
     softcap: float | None = None, boundaries: tuple[int, ...] = (),
-    prefix_states: Sequence[tuple[Tensor, Tensor]] | None = None, **kwargs: Any,
+    prefix_states: Sequence[tuple[Tensor, Tensor]] | None = None, shared_prefix: SharedPrefix | None = None,
+    keep_in: SharedPrefix | None = None, **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each segment, and to a prefix before each of them where there is one.
+    """Causal attention within each segment, and to what stands before each of them where there is something.
 
     Args:
         query: (1, heads, T, head_dim).
         key, value: (1, key_value_heads, T, head_dim).
         boundaries: start of every segment and the end of the last.
         prefix_states: of every layer, trained keys and values, each (1, key_value_heads, P, head_dim).
+        shared_prefix: tokens of the text that all segments go on from, behind the trained ones.
+        keep_in: told of the keys and values, which are those of a shared prefix.
 
     Returns:
         (1, T, heads, head_dim) and None, as transformers expects.
@@ -39,12 +44,14 @@ def packed_segments(
     """
     if not boundaries or kwargs.get("s_aux") is not None or kwargs.get("position_bias") is not None:
         raise NotImplementedError("this attention can not be computed in segments")
-    prefix = _prefix_of(module, prefix_states)
+    before = _before(module, prefix_states, shared_prefix)
+    if keep_in is not None:
+        keep_in.keep(_layer_of(module), key, value)
     lengths = [end - start for start, end in itertools.pairwise(boundaries)]
     outputs = []
     # split, not slices: the gradient of a slice is as large as the whole, and there is one for every row
     for q, *own in zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True):
-        k, v = (torch.cat(both, dim=2) for both in zip(prefix, own, strict=True)) if prefix else own
+        k, v = (torch.cat(parts, dim=2) for parts in zip(*before, own, strict=True)) if before else own
         outputs.append(attend_in_groups(q, k, v, scaling, sliding_window, softcap))
     return torch.cat(outputs, dim=1), None
 
@@ -63,14 +70,17 @@ def attend_in_groups(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, win
     return found.reshape(1, heads, *found.shape[2:]).transpose(1, 2)
 
 
-def _prefix_of(module: nn.Module, states: Sequence[tuple[Tensor, Tensor]] | None) -> tuple[Tensor, ...]:
-    """(key, value) of this layer's prefix; () where there is none."""
-    if states is None:
-        return ()
+def _before(module: nn.Module, trained: Sequence[KeyValue] | None, shared: SharedPrefix | None) -> list[KeyValue]:
+    """What stands before every segment in this layer."""
+    found = [trained[_layer_of(module)]] if trained is not None else []
+    return [*found, shared.of(_layer_of(module))] if shared is not None else found
+
+
+def _layer_of(module: nn.Module) -> int:
     layer = getattr(module, "layer_idx", None)
     if not isinstance(layer, int):
         raise NotImplementedError("this attention does not tell its layer")
-    return states[layer]
+    return layer
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None,
@@ -79,10 +89,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int |
     within the window.
     """
     length, total = q.shape[2], k.shape[2]
-    if softcap is None and length == total and (window is None or length <= window):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
+    before = total - length
+    if softcap is None and before < length and (window is None or total <= window):
+        # queries of nothing for what stands before: with a mask, also what is hidden would be computed
+        whole = F.pad(q, (0, 0, before, 0)) if before else q
+        return F.scaled_dot_product_attention(whole, k, v, is_causal=True, scale=scaling)[:, :, before:]
     positions = torch.arange(total, device=q.device)
-    distance = positions[total - length:, None] - positions[None, :]  # (length, total)
+    distance = positions[before:, None] - positions[None, :]  # (length, total)
     allowed = distance >= 0
     if window is not None:
         allowed &= distance < window

@@ -33,7 +33,7 @@ from core.models.load import load_model, load_tokenizer
 from core.models.quantise import ORIGIN_KEY, Quantisation, quantisation_of
 from core.records import ModelCard
 from core.run_problems import Problem, length_problems, problems
-from core.training.computing_path import choose_path
+from core.training.computing_path import ComputingPath, choose_path
 from core.training.frozen_linear import quicken_linears
 from core.training.loss import SummedLoss
 from core.training.parallel import Ranks
@@ -56,6 +56,7 @@ class Setup:
     validation: Sequence[EncodedRow]
     summed_loss: SummedLoss
     batches: Callable[[Sequence[EncodedRow]], list[Batch]]
+    shares_prefix: bool  # what rows begin with in common is computed once
     origin: dict[str, Any]
     ranks: Ranks
 
@@ -135,7 +136,16 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None, *,
                          ("settings", _digest_of_settings(resolved))):
         ranks.require_same(what, digest)
     return Setup(resolved, model, adaptation, path, device, rows.train, rows.validation, computing.summed_loss,
-                 computing.batches, origin, ranks)
+                 computing.batches, _shares_prefix(config, computing, spread), origin, ranks)
+
+
+def _shares_prefix(config: RunConfig, computing: ComputingPath, spread: bool) -> bool:
+    """Whether rows may share what they begin with.
+
+    With dropout every row draws its own; with sharded weights all ranks must compute equally many passes.
+    """
+    dropout = getattr(config.adapter, "dropout", 0.0)
+    return config.training.shared_prefix == "auto" and computing.shares and not dropout and not spread
 
 
 def _with_checkpointing(config: RunConfig, card: ModelCard, dtype: str, rows: PreparedData, device: torch.device,

@@ -162,7 +162,7 @@ def test_wrong_values_are_told_without_patterns(override: str, words: str) -> No
 
 def test_the_optional_tables_are_there_only_where_they_are_named() -> None:
     assert RunConfig().prefix is None
-    assert "prefix" not in dump_config(RunConfig())
+    assert "[prefix]" not in dump_config(RunConfig())
     assert parse_config({"prefix": {}}).prefix == PrefixConfig()
     config = with_overrides(RunConfig(), ["prefix.length=7", "bottleneck.size=3", "adapter.method=none"])
     assert config.prefix == PrefixConfig(length=7)

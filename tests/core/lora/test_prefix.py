@@ -139,7 +139,7 @@ def test_packed_and_padded_rows_each_see_the_prefix(family: str, tmp_path: Path)
     for value, slope in ((packed, packed_gradient), (padded, padded_gradient)):
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-4)
         torch.testing.assert_close(slope, gradient, rtol=1e-4, atol=1e-4)
-    assert choose_path(model, rows, "auto", CPU)[2:] == (True, "")
+    assert choose_path(model, rows, "auto", CPU)[2:] == (True, "", True)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "gpt_neox"])

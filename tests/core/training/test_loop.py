@@ -157,14 +157,14 @@ def test_stop_before_the_first_step_leaves_an_adapter_too(tiny_model: Path, data
 def test_dropout_goes_on_after_an_evaluation(
         tiny_model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modes: list[set[bool]] = []
-    real = loop._one_step
+    real = loop.one_step
 
     def watched(setup: Setup, *args):
         modes.append({layer.training for layer in lora_layers(setup.model).values()})
         assert not setup.model.training
         return real(setup, *args)
 
-    monkeypatch.setattr(loop, "_one_step", watched)
+    monkeypatch.setattr(loop, "one_step", watched)
     config = _config(tiny_model, data, {"rank": 4, "dropout": 0.2}, evaluate_every=2, max_steps=5)
     list(train(Train(config, tmp_path / "run"), Control()))
     assert modes == [{True}] * 5

@@ -65,8 +65,8 @@ def test_packed_rows_and_chunked_loss_equal_one_row_at_a_time(family: str, tmp_p
 @pytest.mark.parametrize("family", some_quick(FAMILIES))
 def test_every_family_takes_the_fast_path(family: str, tmp_path: Path) -> None:
     model = _adapted(build_tiny(family, tmp_path / family))
-    loss, _, packing, reason = choose_path(model, _rows((30, 25, 40)), "auto", CPU)
-    assert (loss, packing, reason) == (chunked_loss, True, "")
+    path = choose_path(model, _rows((30, 25, 40)), "auto", CPU)
+    assert (path.summed_loss, path.packed, path.reason, path.shares) == (chunked_loss, True, "", True)
 
 
 @pytest.mark.parametrize("kind", [
@@ -92,10 +92,10 @@ def test_a_model_that_leaks_between_rows_is_padded_and_says_so(tiny_model: Path,
     model = _adapted(tiny_model)
     monkeypatch.setattr(segments, "packed_segments", lambda *args, boundaries=(), **kwargs: (_ for _ in ()).throw(
         NotImplementedError))
-    _, batches, packing, reason = choose_path(model, _rows((30, 25)), "auto", CPU)
-    assert isinstance(batches, partial) and batches.func is pad
-    assert not packing
-    assert "padded" in reason
+    path = choose_path(model, _rows((30, 25)), "auto", CPU)
+    assert isinstance(path.batches, partial) and path.batches.func is pad
+    assert not path.packed and not path.shares
+    assert "padded" in path.reason
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
@@ -128,3 +128,11 @@ def test_packs_and_pads_keep_every_token_and_respect_the_limit() -> None:
         assert sum(batch.tokens for batch in batches) == 470
         assert sum(len(batch.labels) for batch in batches) == sum(int(row.supervised.sum()) for row in rows)
         assert all(batch.input_ids.numel() <= 150 or batch.tokens == 250 for batch in batches)
+
+
+def test_rows_are_packed_into_few_batches() -> None:
+    rows = _rows((90, 300, 80, 120, 401, 33))  # in their order they would need three
+    batches = pack(rows, limit=512)
+    assert [[row.index for row in batch.rows] for batch in batches] == [[0, 1, 3], [2, 4, 5]]
+    assert len(pack(_rows((100,) * 7), limit=300)) == 3
+    assert [batch.tokens for batch in pack(_rows((600, 20)), limit=512)] == [600, 20]
