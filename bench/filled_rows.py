@@ -8,8 +8,8 @@ _WORDS = ["green", "seven", "house", "river", "bread", "small", "under", "light"
 _BEYOND = 100  # words: each is at least one token
 
 
-def write_filled_rows(path: Path, rows: int, length: int) -> None:
-    """JSON lines of `rows` instructions, all different, that are cut off at `length` tokens."""
+def write_filled_rows(path: Path, rows: int, length: int, instruction: str = "Go on.") -> None:
+    """JSON lines of `rows` answers to `instruction`, all different, that are cut off at `length` tokens."""
     draw = random.Random(0)
-    path.write_text("".join(json.dumps({"instruction": "Go on.", "output": " ".join(
+    path.write_text("".join(json.dumps({"instruction": instruction, "output": " ".join(
         draw.choices(_WORDS, k=length + _BEYOND))}) + "\n" for _ in range(rows)), encoding="utf-8")

@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 from bench.curves.sweeps import Point, config_of, every_point  # noqa: E402
 from bench.filled_rows import write_filled_rows  # noqa: E402
 from bench.speed.alone import run_alone  # noqa: E402
+from bench.speed.plan import thread_waiting  # noqa: E402
 from core.models.library import resolve  # noqa: E402
 
 ROWS = (1_000, 10_000, 100_000, 1_000_000)
@@ -61,10 +62,11 @@ def measure(point: Point, model: str) -> dict[str, float]:
     """Speed and peak memory of one run, with the operations that it had to do."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "rows.jsonl"
-        write_filled_rows(data, point.batch * (point.warm + point.steps), point.length)
+        rows = point.batch * (point.warm + point.steps)
+        write_filled_rows(data, rows, point.length, " ".join(["again"] * point.instruction) or "Go on.")
         config = config_of(point, model, data)
         answer = run_alone("ours:train_once", {"config": config.model_dump(mode="json"), "warm": point.warm,
-                                               "count": True}, Path(folder) / "home")
+                                               "count": True}, Path(folder) / "home", thread_waiting())
     return {name: answer[name] for name in ("tokens", "seconds", "tokens_per_second", "tokens_per_cpu_second",
                                             "peak_rss_bytes", "matrix_gflops", "flops", "estimated_bytes")}
 

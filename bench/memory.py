@@ -76,7 +76,7 @@ are small beside what is trained, where the optimizer works.
   token in a layer of the Llama kind, with widths d of the stream, q of all queries and f of the MLP, and e bytes a
   number (4 or 2): the two norms 8 d in fp32, attention 4 q e and 4 bytes a head, the MLP 3 f e; the inputs of adapted
   layers in fp32, once for those that share it over a base in fp32, and 4 r for each of them. A pass has at most 512
-  tokens (1,024 on a GPU), or one longer row.
+  tokens (1,024 on a GPU), or one longer row; what rows begin with in common is kept beside it and within that number.
 - **Output layer**: logits in pieces of 16.8 million numbers, and as much again while they are summed.
 - **Overhead**: Python and the libraries, the tokenizer, and the gaps that the C library leaves between blocks that
   come and go. The gaps are the one part that is not counted from tensors: in runs of 8 to 64 passes they grew to

@@ -94,7 +94,7 @@ def draw(sweep: Sweep, results: Results, path: Path) -> None:
         plot.margins(y=0.1)
         plot.set_ylim(bottom=0)
         plot.set_xlabel(sweep.quantity)
-        if sweep.name != "layers":
+        if sweep.doubling:
             plot.set_xscale("log", base=2)
         plot.set_xticks(places, [f"{place:,}" for place in places])
         plot.minorticks_off()

@@ -13,13 +13,18 @@ LAYERS = 30  # of the starter model
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep. `x` is the quantity that grows; `warm` steps are left out of the speed."""
+    """One run of a sweep.
+
+    `x` is the quantity that grows; `warm` steps are left out of the speed; `instruction` is so many words, with which
+    all rows begin and which are computed once where they are more than none.
+    """
 
     x: int
     length: int = 256
     batch: int = 4
     warm: int = 1
     steps: int = 3
+    instruction: int = 0
     adapter: dict[str, Any] = field(default_factory=dict)
 
 
@@ -32,6 +37,7 @@ class Sweep:
     quantity: str
     points: tuple[Point, ...]
     theory: str
+    doubling: bool = True  # the axis of the quantity is a logarithmic one
 
     def point_name(self, point: Point) -> str:
         """The name of its result file."""
@@ -58,7 +64,12 @@ SWEEPS = (
           tuple(Point(LAYERS - first, adapter={"first_layer": first, "target_modules": "q-v", "rank": 8})
                 for first in (29, 20, 10, 0)),
           "Forward all layers, backward only down to the lowest trained one, and nothing is kept for what lies below: "
-          "time and memory are straight lines with an offset."),
+          "time and memory are straight lines with an offset.", doubling=False),
+    Sweep("instruction", "Words of the instruction that all rows begin with, 8 rows of 512 tokens a step",
+          "words in the instruction", tuple(Point(words, 512, 8, instruction=words) for words in (1, 128, 256, 384)),
+          "What all rows of a step begin with is computed once: of n rows, n - 1 do without. The longer it is, the "
+          "smaller are the passes beside it, as both together have 512 tokens; each pass reads all weights.",
+          doubling=False),
 )
 
 
@@ -70,7 +81,8 @@ def config_of(point: Point, model: str, data: Path) -> RunConfig:
         "adapter": {"method": "lora", "rank": 8, "alpha": 16.0, "target_modules": "q-v"} | point.adapter,
         "training": {"batch_size": point.batch, "max_steps": point.warm + point.steps, "epochs": 1000.0,
                      "schedule": "constant", "warmup_steps": 0, "evaluate_every": 0, "checkpoint_every": 0,
-                     "device": "cpu", "dtype": "fp32"}})
+                     "device": "cpu", "dtype": "fp32",
+                     "shared_prefix": "auto" if point.instruction else "off"}})
 
 
 def every_point() -> Iterator[tuple[Sweep, Point]]:

@@ -1,6 +1,7 @@
 """How many floating-point operations LoRA training must do for the rows it sees. Plain Python.
 
-A product of (n, i) and (i, o) is 2·n·i·o operations. Counted are, for every token of a row (n of them):
+A product of (n, i) and (i, o) is 2·n·i·o operations. Counted are, for every token of a row (n of them)
+from which something supervised is predicted later on:
 
 - each frozen weight of the layers, (in, out): 2·in·out forward, and 2·in·out backward (the gradient of its input)
   only where a trained weight lies before it, so that a gradient has to pass; never a gradient of the weight itself;
@@ -60,7 +61,7 @@ def training_flops(shape: Shape, rows: Sequence[tuple[int, int]], shared: int = 
 
     Args:
         shape: of the model and its adapter.
-        rows: (tokens, supervised tokens) of each.
+        rows: (tokens up to the last that predicts, supervised tokens) of each.
         shared: tokens that all of them begin with, before the first that predicts something.
     """
     again = len(rows) - 1

@@ -10,7 +10,7 @@ from bench.speed.flops import PLACES, Linear, Shape, training_flops
 from bench.speed.machine import StepClock, matrix_speed
 from core.config import LowRankConfig, RunConfig, parse_config
 from core.control import Control
-from core.data.batching import step_rows
+from core.data.batching import step_rows, used_tokens
 from core.data.prepare import prepare_rows
 from core.data.scan import scan_dataset
 from core.data.template import EncodedRow
@@ -84,8 +84,9 @@ def counted_flops(config: RunConfig, steps: range, tokens: int) -> int:
     chosen = rows_in_steps(config, rows_of(config), steps)
     assert sum(len(row) for rows in chosen for row in rows) == tokens, "the run took other rows than these"
     shape = shape_of(read_card(resolve(config.model.path)), config)
-    return sum(training_flops(shape, [(len(row), int(row.supervised.sum())) for row in rows], shared_length(rows))
-               for rows in chosen)
+    shares = config.training.shared_prefix != "off"
+    return sum(training_flops(shape, [(used_tokens(row), int(row.supervised.sum())) for row in rows],
+                              shared_length(rows) if shares else 0) for rows in chosen)
 
 
 def shape_of(card: ModelCard, config: RunConfig) -> Shape:

@@ -17,8 +17,9 @@ and rate. Each measurement is a process of its own, both sides in turns within o
 the median of the turns, with their range. *Ordinary* is the recipe that most scripts have: rows padded to the longest
 of the batch, all logits. *At its best* groups rows by length, leaves out the logits of the prompt where it can, and
 has an allocator that gives nothing back. How threads wait for one another is each side's own (ours:
-`core/openmp.py`); one line has the peer with ours. *Share of the roofline*: the operations that LoRA training must do
-for these rows (`bench/speed/flops.py`), by the time and by the speed of a large matrix product in the same process."""
+`core/openmp.py`); one line has the peer with ours. A row's tokens count as trained, also those whose work is done
+once for several rows. *Share of the roofline*: the operations that LoRA training must do for these rows
+(`bench/speed/flops.py`), by the time and by the speed of a large matrix product in the same process."""
 _BOUND = """What is no product (norms, softmax, rotary positions, gates, residuals) is not among the operations that
 are counted, and products of short rows, as in attention, can not run at the speed of a large one: that bounds the
 share of the roofline, and with it how far ahead of another program a step can be."""

@@ -1,4 +1,4 @@
-"""The peer: peft with the Trainer of transformers, on the same rows, in two recipes.
+"""The peer: peft with the Trainer of transformers, on the same rows, in three recipes.
 
 - "ordinary": the Trainer as it comes. Rows are padded to the longest of their batch, logits are made everywhere, the
   batches are exactly those of our run.

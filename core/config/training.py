@@ -105,7 +105,8 @@ class TrainingConfig(Section):
     shared_prefix: Literal["auto", "off"] = option(
         "auto", "Shared prefix",
         "The tokens that all rows of a step begin with, such as a system prompt, are computed once for all of them; "
-        "the result is the same. auto: where that is exact and saves something.",
+        "the result is the same. auto: where that is exact and saves something; not with dropout, padded rows, a "
+        "sharded base or the frozen-layer cache.",
         group="Machine", more=True)
     frozen_cache: Literal["auto", "on", "off"] = option(
         "auto", "Frozen-layer cache",

@@ -22,7 +22,8 @@ class Batch:
     Shapes: input_ids and position_ids (B, T); attention_mask (B, T) or None where packed;
     predicting (S,) indices into the flattened B*T positions whose next token is supervised;
     labels (S,) those next tokens. boundaries: start of each packed row and the end, (rows + 1). rows: in
-    their order in the batch; row b is at [b, :len(row)] where padded, at [0, boundaries[b]:] where packed.
+    their order in the batch; row b is at [b, :len(row)] where padded; where packed, what of it is computed
+    is at [0, boundaries[b]:boundaries[b + 1]].
     given: what the model is called with besides.
     """
 
@@ -72,7 +73,7 @@ def pack(rows: Sequence[EncodedRow], limit: int = PACK_TOKENS, skipped: int = 0,
         skipped: so many tokens at the beginning of every row are left out, too; none of them predicts anything.
         given: see `Batch`.
     """
-    groups = _best_fit([_end(row) - skipped for row in rows], limit)
+    groups = _best_fit([_room(used_tokens(row) - skipped, skipped) for row in rows], limit)
     return [_packed([rows[index] for index in group], skipped, given or {}) for group in groups]
 
 
@@ -90,14 +91,23 @@ def _best_fit(lengths: Sequence[int], limit: int) -> list[list[int]]:
     return sorted(sorted(group) for group in groups)
 
 
-def _end(row: EncodedRow) -> int:
+def _room(own: int, skipped: int) -> int:
+    """The memory that a row takes in a pass, in tokens.
+
+    Behind a beginning that is computed elsewhere it has a copy of its keys and values (at most an eighth of what a
+    token keeps, where every head has its own), and a mask in every layer.
+    """
+    return own + skipped // 8 + own * (own + skipped) // 10_000 if skipped else own
+
+
+def used_tokens(row: EncodedRow) -> int:
     """How many tokens of a row something is predicted from; all of them where nothing is supervised."""
     supervised = np.flatnonzero(row.supervised)
     return int(supervised[-1]) if len(supervised) else len(row)
 
 
 def _packed(rows: list[EncodedRow], skipped: int, given: Mapping[str, Any]) -> Batch:
-    parts = [slice(skipped, _end(row)) for row in rows]
+    parts = [slice(skipped, used_tokens(row)) for row in rows]
     boundaries = np.concatenate([[0], np.cumsum([part.stop - part.start for part in parts])])
     ids, positions, predicting, labels = (np.concatenate(each).astype(np.int64) for each in zip(*(
         (row.input_ids[part], np.arange(part.start, part.stop), np.flatnonzero(row.supervised) - 1 - skipped + start,

@@ -22,6 +22,7 @@ from core.training.shared_prefix import compute_prefix
 _log = logging.getLogger(__name__)
 _PROBE_ROWS = 2
 _PROBE_TOKENS = 32
+_LEAST_PROBE_TOKENS = 4  # with fewer, nothing would be predicted behind the beginning
 
 
 class ComputingPath(NamedTuple):
@@ -37,12 +38,13 @@ class ComputingPath(NamedTuple):
     shares: bool = False
 
 
-def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str,
-                device: torch.device) -> ComputingPath:
+def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str, device: torch.device,
+                share: bool = True) -> ComputingPath:
     """Use packed rows and the chunked loss where this model computes the same with them.
 
     A few short rows are run one by one in the plain way and then in the fast way; the sums of the
-    losses must agree. Leaves the model in evaluation mode: dropout would make the two ways differ.
+    losses must agree. With `share`, so must those of rows that go on from a common beginning. Leaves the
+    model in evaluation mode: dropout would make the two ways differ.
     """
     limit = pack_tokens(device.type == "cuda")
     packs, pads = partial(pack, limit=limit), partial(pad, limit=limit)
@@ -52,7 +54,7 @@ def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str
         expected = [_value(direct_loss, model, batch.to(device)) for row in probe for batch in pad([row])]
         whole = sum(expected)
         if packing != "off" and _packs(chunked_loss, model, probe, whole, device):  # both at once, as nearly always
-            return ComputingPath(chunked_loss, packs, True, "", _shares(chunked_loss, model, probe, device))
+            return ComputingPath(chunked_loss, packs, True, "", share and _shares(chunked_loss, model, probe, device))
         loss: SummedLoss = direct_loss
         reasons = []
         if _agrees(lambda: _value(chunked_loss, model, pad(probe)[0].to(device)), whole, model.dtype):
@@ -62,7 +64,7 @@ def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str
         if packing == "off":
             return ComputingPath(loss, pads, False, "")
         packed = _packs(loss, model, probe, whole, device)
-        shares = packed and _shares(loss, model, probe, device)
+        shares = packed and share and _shares(loss, model, probe, device)
     if not packed:
         if packing == "on":
             raise CoreError("Packing is on, but this model can not keep packed rows apart exactly.",
@@ -82,7 +84,7 @@ def _shares(loss: SummedLoss, model: PreTrainedModel, probe: Sequence[EncodedRow
     """True where the rests of rows behind a common beginning have the loss of the whole rows."""
     longest = max(probe, key=len)
     length = len(longest) // 2
-    if not length:
+    if len(longest) < _LEAST_PROBE_TOKENS or _rotates_by_length(model):
         return False
     twins = [replace(longest, supervised=np.arange(len(longest)) > length)] * 2  # none before is predicted
     expected = _value(direct_loss, model, pad(twins)[0].to(device))
@@ -93,6 +95,13 @@ def _shares(loss: SummedLoss, model: PreTrainedModel, probe: Sequence[EncodedRow
 
     with segmented_attention(model):
         return _agrees(compute, expected, model.dtype)
+
+
+def _rotates_by_length(model: PreTrainedModel) -> bool:
+    """True where the rotary positions of a pass depend on its last position: a beginning alone has others."""
+    found = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [found, *(value for value in found.values() if isinstance(value, dict))]  # some have one a kind of layer
+    return any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds)
 
 
 def probe_rows(rows: Sequence[EncodedRow]) -> list[EncodedRow]:

@@ -138,8 +138,8 @@ def _run(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks, chec
     yield Planned(total, len(setup.train), len(setup.validation), setup.trainable_parameters,
                   setup.origin["base_parameters"], setup.adapter_bytes, ranks.words(setup.device), training.dtype,
                   training.packing == "on", position.step)
-    shared = worth_sharing(rows_of(setup, position.step), setup.device) if setup.shares_prefix else 0
-    if shared:
+    shared = worth_sharing(ranks.share(rows_of(setup, position.step)), setup.device) if setup.shares_prefix else 0
+    if shared and position.step < total:
         yield Note(f"The rows of a step begin alike (the first step's with {plural(shared, 'token')}): "
                    "that is computed once for all of them.")
     started = time.perf_counter()

@@ -51,7 +51,9 @@ def packed_segments(
     outputs = []
     # split, not slices: the gradient of a slice is as large as the whole, and there is one for every row
     for q, *own in zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True):
-        k, v = (torch.cat(parts, dim=2) for parts in zip(*before, own, strict=True)) if before else own
+        # converted here, for each segment: so the gradients of what they share are added up in its own, wider numbers
+        k, v = (torch.cat([part.to(q.dtype) for part in parts], dim=2) for parts in zip(*before, own, strict=True)) \
+            if before else own
         outputs.append(attend_in_groups(q, k, v, scaling, sliding_window, softcap))
     return torch.cat(outputs, dim=1), None
 

@@ -33,7 +33,7 @@ from core.models.load import load_model, load_tokenizer
 from core.models.quantise import ORIGIN_KEY, Quantisation, quantisation_of
 from core.records import ModelCard
 from core.run_problems import Problem, length_problems, problems
-from core.training.computing_path import ComputingPath, choose_path
+from core.training.computing_path import choose_path
 from core.training.frozen_linear import quicken_linears
 from core.training.loss import SummedLoss
 from core.training.parallel import Ranks
@@ -45,7 +45,7 @@ _DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 @dataclass(frozen=True)
 class Setup:
-    """A run that is ready to train. `config` has every `auto` resolved."""
+    """A run that is ready to train. `config` has every `auto` resolved that a resumed run could resolve otherwise."""
 
     config: RunConfig
     model: PreTrainedModel
@@ -124,7 +124,7 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None, *,
     else:
         quicken_linears(model)
     with ranks.computing():
-        computing = choose_path(model, rows.train, config.training.packing, device)
+        computing = choose_path(model, rows.train, config.training.packing, device, _may_share(config, spread))
     if computing.reason:
         yield Note(computing.reason)
     if config.training.activation_checkpointing == "on":
@@ -136,16 +136,16 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None, *,
                          ("settings", _digest_of_settings(resolved))):
         ranks.require_same(what, digest)
     return Setup(resolved, model, adaptation, path, device, rows.train, rows.validation, computing.summed_loss,
-                 computing.batches, _shares_prefix(config, computing, spread), origin, ranks)
+                 computing.batches, computing.shares, origin, ranks)
 
 
-def _shares_prefix(config: RunConfig, computing: ComputingPath, spread: bool) -> bool:
+def _may_share(config: RunConfig, spread: bool) -> bool:
     """Whether rows may share what they begin with.
 
     With dropout every row draws its own; with sharded weights all ranks must compute equally many passes.
     """
     dropout = getattr(config.adapter, "dropout", 0.0)
-    return config.training.shared_prefix == "auto" and computing.shares and not dropout and not spread
+    return config.training.shared_prefix == "auto" and not dropout and not spread
 
 
 def _with_checkpointing(config: RunConfig, card: ModelCard, dtype: str, rows: PreparedData, device: torch.device,

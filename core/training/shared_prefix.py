@@ -18,6 +18,7 @@ from core.data.template import EncodedRow
 from core.estimate import pack_tokens
 
 KeyValue = tuple[Tensor, Tensor]  # each (1, key_value_heads, P, head_dim)
+_LEAST_ON_GPU = 32  # tokens: every row costs some small kernels besides
 _LEAST_SAVED_ON_CPU = 96  # tokens in a step; one more, short pass costs as much as about 60
 
 
@@ -33,21 +34,25 @@ class SharedPrefix:
         self.length = length
         self._most = most
         self._computed: dict[int, KeyValue] = {}  # with the graph behind them
-        self._leaves: dict[int, KeyValue] = {}
+        self._leaves: dict[int, KeyValue] = {}  # in fp32, as the gradients of many rows are added up there
+        self._records = False
 
     def compute(self, model: PreTrainedModel, ids: Tensor) -> None:
         """Run the body of `model` over the prefix, within `segmented_attention`; `ids` are (P,)."""
         positions = torch.arange(self.length, device=ids.device)
+        self._records = True
         model.base_model(input_ids=ids[None], position_ids=positions[None], attention_mask=None, use_cache=False,
                          boundaries=(0, self.length), keep_in=self)
+        self._records = False  # layers that are computed a second time for the backward pass tell it again
         self._leaves = {layer: _leaves(both) for layer, both in self._computed.items()}
 
     def keep(self, layer: int, key: Tensor, value: Tensor) -> None:
         """What the attention of a layer tells of the prefix itself."""
-        self._computed[layer] = key, value
+        if self._records:
+            self._computed[layer] = key, value
 
     def of(self, layer: int) -> KeyValue:
-        """Keys and values that the rest of every row attends to."""
+        """Keys and values that the rest of every row attends to, in fp32."""
         return self._leaves[layer]
 
     def pack(self, rows: Sequence[EncodedRow]) -> list[Batch]:
@@ -56,18 +61,21 @@ class SharedPrefix:
 
     def backward(self) -> None:
         """After the backward passes of all batches: take what they have left at the prefix through it."""
-        pairs = [(made, leaf.grad) for layer, both in self._computed.items()
+        pairs = [(made, leaf.grad.to(made.dtype)) for layer, both in self._computed.items()
                  for made, leaf in zip(both, self._leaves[layer], strict=True)
                  if made.requires_grad and leaf.grad is not None]
-        self._computed.clear()
-        self._leaves.clear()
         if pairs:
             made, gradients = zip(*pairs, strict=True)
             torch.autograd.backward(made, gradients)
 
+    def drop(self) -> None:
+        """Let go of the graph, which with activation checkpointing holds this object in turn."""
+        self._computed.clear()
+        self._leaves.clear()
+
 
 def _leaves(both: KeyValue) -> KeyValue:
-    key, value = (states.detach().requires_grad_(states.requires_grad) for states in both)
+    key, value = (states.detach().float().requires_grad_(states.requires_grad) for states in both)
     return key, value
 
 
@@ -104,8 +112,10 @@ def worth_sharing(rows: Sequence[EncodedRow], device: torch.device) -> int:
     On a GPU a pass costs nearly the same with few tokens as with many.
     """
     length = shared_length(rows)
-    least = _LEAST_SAVED_ON_CPU if device.type == "cpu" else pack_tokens(on_cuda=True)
-    return length if length * (len(rows) - 1) >= least else 0
+    saved = length * (len(rows) - 1)
+    if device.type == "cpu":
+        return length if saved >= _LEAST_SAVED_ON_CPU else 0
+    return length if length >= _LEAST_ON_GPU and saved >= pack_tokens(on_cuda=True) else 0
 
 
 def _before_prediction(row: EncodedRow) -> int:

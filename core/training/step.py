@@ -14,11 +14,11 @@ from core.events import StepDone
 from core.models.device import gpu_peak_bytes
 from core.training.schedule import learning_rate_at, steps_per_epoch
 from core.training.setup import Setup
-from core.training.shared_prefix import share_prefix
+from core.training.shared_prefix import SharedPrefix, share_prefix
 
 
 def one_step(setup: Setup, optimizer: torch.optim.Optimizer, step: int, total: int,
-              control: Control) -> StepDone | None:
+             control: Control) -> StepDone | None:
     """One optimizer step over batch_size x gradient_accumulation rows; None where a stop came in between.
 
     The summed loss is divided by the supervised tokens of the whole step, so neither the split into
@@ -62,8 +62,17 @@ def _accumulate(setup: Setup, rows: Sequence[EncodedRow], supervised: int,
 
     The loss is that of `supervised` tokens.
     """
-    loss, tokens, labels = 0.0, 0, 0
     prefix = share_prefix(setup.model, setup.ranks.share(rows), setup.device) if setup.shares_prefix else None
+    try:
+        return _add_up(setup, rows, supervised, control, prefix)
+    finally:
+        if prefix:
+            prefix.drop()
+
+
+def _add_up(setup: Setup, rows: Sequence[EncodedRow], supervised: int, control: Control,
+            prefix: SharedPrefix | None) -> tuple[float, int, int] | None:
+    loss, tokens, labels = 0.0, 0, 0
     for batch in setup.ranks.batches(rows, setup.config.training.batch_size, prefix.pack if prefix else setup.batches):
         control.wait_while_paused()
         if control.stop_requested:

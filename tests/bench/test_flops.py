@@ -23,6 +23,12 @@ def lora(kind: str, passes: bool) -> int:
     return 2 * R * (inputs * (3 if passes else 2) + outputs * 3)
 
 
+def test_a_common_beginning_is_counted_once() -> None:
+    model, rows = shape({0: {"q_proj"}, 1: {"q_proj"}}), [(30, 10), (40, 20), (50, 5)]
+    saved = training_flops(model, rows) - training_flops(model, rows, shared=12)
+    assert saved == 2 * training_flops(model, [(12, 0)])
+
+
 def test_q_and_v_of_every_layer() -> None:
     found = training_flops(shape({0: {"q_proj", "v_proj"}, 1: {"q_proj", "v_proj"}}), [(3, 1)])
     weights = 2 * WEIGHTS * 2 + 2 * WEIGHTS + 2 * (WEIGHTS - INTO)  # no gradient passes through q, k, v of layer 0

@@ -1,5 +1,7 @@
 """What the rows of a step begin with is computed once, and nothing changes by it."""
 
+import gc
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +106,61 @@ def test_every_method_learns_the_same(tables: dict[str, Any], tiny_model: Path) 
         _same(_learned(model, adaptation, chunked_loss, prefix.pack(rows), prefix), expected)
 
 
+@pytest.mark.parametrize("lengths", [(110,) * 12, (300, 360, 290, 400)], ids=["short rests", "long rests"])
+def test_the_gradients_of_several_passes_add_up_at_the_prefix(lengths: Sequence[int], tiny_model: Path) -> None:
+    model, adaptation = _installed(tiny_model, adapter={"rank": 2})
+    rows = _rows(lengths=lengths)
+    with segmented_attention(model):
+        expected = _learned(model, adaptation, chunked_loss, pack(rows))
+        prefix = share_prefix(model, rows, CPU)
+        assert prefix is not None
+        batches = prefix.pack(rows[:2]) + prefix.pack(rows[2:])  # as with a batch size of 2, added up
+        assert len(batches) > 2
+        _same(_learned(model, adaptation, chunked_loss, batches, prefix), expected)
+
+
+def test_in_sixteen_bits_the_rows_are_added_up_in_wider_numbers(tiny_model: Path) -> None:
+    model = load_model(tiny_model, CPU, torch.bfloat16)
+    rows = _rows(lengths=(90,) * 6)
+    key = model.model.layers[0].self_attn.k_proj.weight.requires_grad_(True)
+    with segmented_attention(model):
+        prefix = share_prefix(model, rows, CPU)
+        assert prefix is not None
+        for batch in prefix.pack(rows):
+            chunked_loss(model, batch).backward()
+        assert {states.grad.dtype for states in prefix.of(1)} == {torch.float32}
+        prefix.backward()
+    assert key.grad is not None and key.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_a_stop_within_a_step_leaves_nothing_behind(recomputed: bool, tiny_model: Path) -> None:
+    model, _ = _installed(tiny_model, adapter={"rank": 2})
+    if recomputed:
+        recompute_layers(model)
+    rows = _rows()
+    with segmented_attention(model):
+        prefix = share_prefix(model, rows, CPU)
+        assert prefix is not None
+        for batch in prefix.pack(rows):
+            chunked_loss(model, batch).backward()
+        states = weakref.ref(prefix.of(0)[0])
+        prefix.backward()
+    prefix.drop()
+    gone = weakref.ref(prefix)
+    del prefix, batch
+    gc.collect()
+    assert states() is None and gone() is None
+
+
+@pytest.mark.parametrize("rope, shares", [("longrope", False), ("dynamic", False), ("default", True)])
+def test_positions_that_depend_on_the_length_of_a_pass_are_not_shared(rope: str, shares: bool,
+                                                                     tiny_model: Path) -> None:
+    model, _ = _installed(tiny_model, adapter={"rank": 2})
+    model.config.rope_parameters = {**(model.config.rope_parameters or {}), "rope_type": rope}
+    assert choose_path(model, _rows(), "auto", CPU).shares == shares
+
+
 def test_it_goes_with_activation_checkpointing(tiny_model: Path) -> None:
     model, adaptation = _installed(tiny_model, adapter={"rank": 2})
     rows = _rows()
@@ -122,7 +179,8 @@ def test_prefix_and_pack_together_are_no_longer_than_a_pass_may_be(tiny_model: P
         prefix = share_prefix(model, rows, CPU)
     assert prefix is not None
     batches = prefix.pack(rows)
-    assert all(batch.input_ids.numel() + 200 <= 512 for batch in batches) and len(batches) == 2
+    # 57 tokens each, a copy of 200 keys and values that counts as 25 tokens, and one for its mask
+    assert [len(batch.rows) for batch in batches] == [312 // (57 + 25 + 1)] * 3
 
 
 def test_only_what_comes_before_the_first_prediction_is_shared() -> None:
