@@ -17,12 +17,11 @@ from core.errors import CoreError
 from core.estimate import pack_tokens
 from core.training.loss import SummedLoss, chunked_loss, direct_loss
 from core.training.segments import segmented_attention
-from core.training.shared_prefix import compute_prefix
+from core.training.shared_prefix import compute_prefix, shared_length
 
 _log = logging.getLogger(__name__)
 _PROBE_ROWS = 2
 _PROBE_TOKENS = 32
-_LEAST_PROBE_TOKENS = 4  # with fewer, nothing would be predicted behind the beginning
 
 
 class ComputingPath(NamedTuple):
@@ -42,19 +41,21 @@ def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str
                 share: bool = True) -> ComputingPath:
     """Use packed rows and the chunked loss where this model computes the same with them.
 
-    A few short rows are run one by one in the plain way and then in the fast way; the sums of the
-    losses must agree. With `share`, so must those of rows that go on from a common beginning. Leaves the
-    model in evaluation mode: dropout would make the two ways differ.
+    Two short rows are run in the plain way and then in the fast way; the sums of the losses must agree. With
+    `share`, so must those of rows that go on from a common beginning. Leaves the model in evaluation mode:
+    dropout would make the two ways differ.
     """
     limit = pack_tokens(device.type == "cuda")
     packs, pads = partial(pack, limit=limit), partial(pad, limit=limit)
     probe = probe_rows(rows)
     model.eval()
     with torch.no_grad():
-        expected = [_value(direct_loss, model, batch.to(device)) for row in probe for batch in pad([row])]
-        whole = sum(expected)
-        if packing != "off" and _packs(chunked_loss, model, probe, whole, device):  # both at once, as nearly always
-            return ComputingPath(chunked_loss, packs, True, "", share and _shares(chunked_loss, model, probe, device))
+        whole = _value(direct_loss, model, pad(probe)[0].to(device))
+        if packing != "off":
+            if share and _shares(chunked_loss, model, probe, whole, device):  # all at once, as nearly always
+                return ComputingPath(chunked_loss, packs, True, "", shares=True)
+            if _packs(chunked_loss, model, probe, whole, device):
+                return ComputingPath(chunked_loss, packs, True, "")
         loss: SummedLoss = direct_loss
         reasons = []
         if _agrees(lambda: _value(chunked_loss, model, pad(probe)[0].to(device)), whole, model.dtype):
@@ -64,7 +65,7 @@ def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str
         if packing == "off":
             return ComputingPath(loss, pads, False, "")
         packed = _packs(loss, model, probe, whole, device)
-        shares = packed and share and _shares(loss, model, probe, device)
+        shares = packed and share and _shares(loss, model, probe, whole, device)
     if not packed:
         if packing == "on":
             raise CoreError("Packing is on, but this model can not keep packed rows apart exactly.",
@@ -80,18 +81,19 @@ def _packs(loss: SummedLoss, model: PreTrainedModel, probe: Sequence[EncodedRow]
         return _agrees(lambda: _value(loss, model, pack(probe)[0].to(device)), expected, model.dtype)
 
 
-def _shares(loss: SummedLoss, model: PreTrainedModel, probe: Sequence[EncodedRow], device: torch.device) -> bool:
-    """True where the rests of rows behind a common beginning have the loss of the whole rows."""
-    longest = max(probe, key=len)
-    length = len(longest) // 2
-    if len(longest) < _LEAST_PROBE_TOKENS or _rotates_by_length(model):
+def _shares(loss: SummedLoss, model: PreTrainedModel, probe: Sequence[EncodedRow], expected: float,
+            device: torch.device) -> bool:
+    """True where the ends of the rows, packed behind their common beginning, have the loss of the whole rows.
+
+    Rows are then kept apart as well.
+    """
+    length = shared_length(probe)
+    if not length or _rotates_by_length(model):
         return False
-    twins = [replace(longest, supervised=np.arange(len(longest)) > length)] * 2  # none before is predicted
-    expected = _value(direct_loss, model, pad(twins)[0].to(device))
 
     def compute() -> float:
-        prefix = compute_prefix(model, twins, length, device)
-        return sum(_value(loss, model, batch.to(device)) for batch in prefix.pack(twins))
+        prefix = compute_prefix(model, probe, length, device)
+        return sum(_value(loss, model, batch.to(device)) for batch in prefix.pack(probe))
 
     with segmented_attention(model):
         return _agrees(compute, expected, model.dtype)
@@ -105,16 +107,18 @@ def _rotates_by_length(model: PreTrainedModel) -> bool:
 
 
 def probe_rows(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
-    """A few short rows, on which two ways to compute the same are compared."""
-    shortest = np.argsort(row_lengths(rows), kind="stable")[:_PROBE_ROWS]
-    return [_shortened(rows[number]) for number in shortest.tolist()]
+    """A few short rows, alike in length and in their first half, on which two ways to compute the same are compared."""
+    shortest = np.argsort(row_lengths(rows), kind="stable")[:_PROBE_ROWS].tolist()
+    length = min(_PROBE_TOKENS, *(len(rows[number]) for number in shortest))
+    return [_probe(rows[number], length, rows[shortest[0]]) for number in shortest]
 
 
-def _shortened(row: EncodedRow) -> EncodedRow:
-    """The last part of a row, which holds supervised tokens, as a short probe."""
-    ids, supervised = row.input_ids[-_PROBE_TOKENS:], row.supervised[-_PROBE_TOKENS:].copy()
-    supervised[0] = False
-    supervised[-1] = len(ids) > 1
+def _probe(row: EncodedRow, length: int, first: EncodedRow) -> EncodedRow:
+    """The last `length` tokens of a row, its first half that of `first`; what comes behind is supervised."""
+    half = length // 2
+    ids = np.concatenate([first.input_ids[-length:][:half], row.input_ids[-length:][half:]])
+    supervised = np.arange(length) > half
+    supervised[-1] = length > 1
     return replace(row, input_ids=ids, supervised=supervised)
 
 
