@@ -4,11 +4,13 @@
 
 The engine is the real one, in its own process, as the window starts it. The clock starts when the job is given to
 it and ends when the first row enters the model after everything is prepared (short probes before do not count).
-Every run has a file of its own, so that rows kept from an earlier one do not shorten it.
+Every run has a file of its own, so that rows kept from an earlier one do not shorten it. The very first run is told
+apart: it reads the model's files into the system's cache and proves the computing path, which is then known.
 """
 
 import argparse
 import json
+import random
 import statistics
 import tempfile
 import time
@@ -31,8 +33,9 @@ _MARK = "first forward at "
 
 @dataclass(frozen=True)
 class StartTimes:
-    """Seconds from Start to the first forward pass, of every run; `stages` is where the last one was when."""
+    """Seconds from Start to the first forward pass: of the `first` run, of the others, and the last one's stages."""
 
+    first: float
     seconds: tuple[float, ...]
     stages: dict[str, float]
 
@@ -71,14 +74,14 @@ def measure(model: str, data: Path, rows: int, times: int) -> StartTimes:
         time.sleep(0.05)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            for number in range(times + 1):  # the first one fills the system's file cache
+            for number in range(times + 1):
                 file = Path(folder) / f"rows-{number}.jsonl"
-                write_rows(data, file, rows, number)
+                write_rows(data, file, rows)
                 stages = start_once(client, model, file, Path(folder) / f"run-{number}")
                 seconds.append(stages["first forward"])
     finally:
         client.close(keep_running=False)
-    return StartTimes(tuple(seconds[1:]), stages)
+    return StartTimes(seconds[0], tuple(seconds[1:]), stages)
 
 
 def start_once(client: EngineClient, model: str, file: Path, run_dir: Path) -> dict[str, float]:
@@ -97,11 +100,12 @@ def start_once(client: EngineClient, model: str, file: Path, run_dir: Path) -> d
     return found
 
 
-def write_rows(source: Path, target: Path, rows: int, first: int) -> None:
-    """`rows` rows of a JSONL file or JSON list from the row `first` on, begun again where it ends."""
+def write_rows(source: Path, target: Path, rows: int) -> None:
+    """`rows` rows of a JSONL file or JSON list, begun again where it ends, in an order that no run before had."""
     text = source.read_text(encoding="utf-8")
     items: list[Any] = json.loads(text) if text.startswith("[") else [json.loads(line) for line in text.splitlines()]
-    chosen = [items[(first + index) % len(items)] for index in range(rows)]
+    chosen = [items[index % len(items)] for index in range(rows)]
+    random.SystemRandom().shuffle(chosen)
     target.write_text("".join(json.dumps(item) + "\n" for item in chosen), encoding="utf-8")
 
 
@@ -119,7 +123,8 @@ def main() -> int:
         print(json.dumps({**asdict(found), "median": found.median, "limit": LIMIT_SECONDS}))
     else:
         print(f"Start to the first forward pass: median {found.median:.2f} s "
-              f"({', '.join(f'{value:.2f}' for value in found.seconds)}; limit {LIMIT_SECONDS} s)")
+              f"({', '.join(f'{value:.2f}' for value in found.seconds)}; limit {LIMIT_SECONDS} s); "
+              f"the very first {found.first:.2f} s")
         print("the last run: " + ", ".join(f"{name} {value:.2f}" for name, value in found.stages.items()))
     return int(found.median > LIMIT_SECONDS)
 

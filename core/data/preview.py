@@ -11,10 +11,12 @@ from core.control import Control
 from core.data.formats import Conversation
 from core.data.outline import RowIndex
 from core.data.prepare import read_batches
+from core.data.scan_key import Warm, data_key
 from core.data.template import RowEncoder, TokenisedRow
-from core.data.warm import Warm, data_key, warm_tokenizer
 from core.events import Event, Note, Result, RowsPrepared
 from core.jobs import PreviewRows
+from core.models.kept_tokenizer import kept_tokenizer
+from core.models.library import resolve
 from core.records import Message, RowPreview, Token
 
 PREVIEW_BYTES = 16 * 2**20  # of the files; the rows after them are not searched, nor shown until a scan has found them
@@ -32,7 +34,7 @@ def preview_rows(job: PreviewRows, control: Control, warm: Warm | None = None) -
     """
     warm = {} if warm is None else warm
     data = job.config.data
-    tokenizer = warm_tokenizer(job.config.model.path, warm)
+    tokenizer = kept_tokenizer(resolve(job.config.model.path))
     key = data_key(job.config)
     whole = bool(job.search.strip()) or sum(max(size, 0) for _, size, _ in key[0]) <= PREVIEW_BYTES
     limit = PREVIEW_BYTES if whole else min(FIRST_BYTES, PREVIEW_BYTES)

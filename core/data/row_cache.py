@@ -5,7 +5,6 @@ tokenizer with its chat template, the settings, and the code that makes rows.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -13,12 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from core.code_digest import code_digest
 from core.config import DataConfig
 from core.control import Control
 from core.data.row_store import is_whole
@@ -57,7 +56,8 @@ def entry_path(data: DataConfig, tokenizer: PreTrainedTokenizerBase, control: Co
     """
     known = {"files": [(Path(name).suffix.lower(), _file_digest(Path(name), control)) for name in data.train],
              "train_on": data.train_on, "max_length": data.max_length,
-             "tokenizer": _tokenizer_digest(tokenizer), "code": _code_digest()}
+             "tokenizer": _tokenizer_digest(tokenizer),
+             "code": code_digest(("data",), ("tokenizers", "transformers", "jinja2"))}
     return rows_root() / hashlib.blake2b(json.dumps(known).encode(), digest_size=16).hexdigest()
 
 
@@ -78,17 +78,6 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     known = (tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template,  # type: ignore[attr-defined] -- a fast one
              tokenizer.special_tokens_map, tokenizer.bos_token_id)
     return hashlib.blake2b(repr(known).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-@cache
-def _code_digest() -> str:
-    """Of this room's code and the libraries that it makes rows with."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in ("tokenizers", "transformers", "jinja2", "lora-workbench"):
-        digest.update(importlib.metadata.version(name).encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def entry_lock(path: Path, control: Control) -> AbstractContextManager[None]:

@@ -14,11 +14,13 @@ from core.config import DataConfig
 from core.control import Control
 from core.data.outline import Outline, outline_files
 from core.data.prepare import STAGE, nothing_to_learn, read_batches
+from core.data.scan_key import Warm, data_key, signatures
 from core.data.template import RowEncoder, TokenisedRow
-from core.data.warm import Warm, data_key, signatures, warm_tokenizer
 from core.errors import DataError
 from core.events import DataScanned, Event, Progress, Result, to_plain
 from core.jobs import ScanData
+from core.models.kept_tokenizer import kept_tokenizer
+from core.models.library import resolve
 
 PROBLEMS_LISTED = 20
 HISTOGRAM_BINS = 40
@@ -42,7 +44,7 @@ def scan_dataset(job: ScanData, control: Control, warm: Warm | None = None) -> I
     """
     warm = {} if warm is None else warm
     data, end = job.config.data, time.monotonic() + (job.seconds or math.inf)
-    tokenizer = warm_tokenizer(job.config.model.path, warm)
+    tokenizer = kept_tokenizer(resolve(job.config.model.path))
     key = data_key(job.config)
     kept, warm["data.scan"] = warm.get("data.scan"), None  # not to be gone on with if this raises
     scan = kept[1] if kept and kept[0] == key else _Scan(data, tokenizer)

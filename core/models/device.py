@@ -99,7 +99,7 @@ def matmul_speeds(device: torch.device) -> dict[str, float]:
     """GFLOP/s of a matrix product in fp32 and bf16, measured once per processor, torch and thread count."""
     if device.type == "cpu":
         use_physical_cores()
-    key = f"{_device_name(device)} | torch {torch.__version__} | {torch.get_num_threads()} threads"
+    key = f"{device_name(device)} | torch {torch.__version__} | {torch.get_num_threads()} threads"
     path = cache_root() / "matmul-speed.json"
     known = _read_speeds(path)
     if key not in known:
@@ -194,10 +194,11 @@ def _facts(device: torch.device, measure: bool) -> DeviceFacts:
         total = torch.cuda.get_device_properties(device).total_memory
     else:
         total = psutil.virtual_memory().total  # MPS shares the machine's memory
-    return DeviceFacts(str(device), _device_name(device), total, matmul_speeds(device) if measure else {})
+    return DeviceFacts(str(device), device_name(device), total, matmul_speeds(device) if measure else {})
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """The GPU or processor as its maker names it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return _processor_name()

@@ -21,7 +21,7 @@ from core.training.shared_prefix import compute_prefix, shared_length
 
 _log = logging.getLogger(__name__)
 _PROBE_ROWS = 2
-_PROBE_TOKENS = 32
+_PROBE_TOKENS = 16  # few: this is waited for
 
 
 class ComputingPath(NamedTuple):
@@ -45,17 +45,16 @@ def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str
     `share`, so must those of rows that go on from a common beginning. Leaves the model in evaluation mode:
     dropout would make the two ways differ.
     """
-    limit = pack_tokens(device.type == "cuda")
-    packs, pads = partial(pack, limit=limit), partial(pad, limit=limit)
+    pads = partial(pad, limit=pack_tokens(device.type == "cuda"))
     probe = probe_rows(rows)
     model.eval()
     with torch.no_grad():
         whole = _value(direct_loss, model, pad(probe)[0].to(device))
         if packing != "off":
             if share and _shares(chunked_loss, model, probe, whole, device):  # all at once, as nearly always
-                return ComputingPath(chunked_loss, packs, True, "", shares=True)
+                return fast_path(device, shares=True)
             if _packs(chunked_loss, model, probe, whole, device):
-                return ComputingPath(chunked_loss, packs, True, "")
+                return fast_path(device, shares=False)
         loss: SummedLoss = direct_loss
         reasons = []
         if _agrees(lambda: _value(chunked_loss, model, pad(probe)[0].to(device)), whole, model.dtype):
@@ -71,7 +70,13 @@ def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str
             raise CoreError("Packing is on, but this model can not keep packed rows apart exactly.",
                             "Set packing to auto or off.")
         reasons.append("rows are padded, as packed rows would not be kept apart exactly in this model")
-    return ComputingPath(loss, packs if packed else pads, packed, "; ".join(reasons).capitalize(), shares)
+    batches = fast_path(device, shares).batches if packed else pads
+    return ComputingPath(loss, batches, packed, "; ".join(reasons).capitalize(), shares)
+
+
+def fast_path(device: torch.device, shares: bool) -> ComputingPath:
+    """Packed rows and the chunked loss."""
+    return ComputingPath(chunked_loss, partial(pack, limit=pack_tokens(device.type == "cuda")), True, "", shares)
 
 
 def _packs(loss: SummedLoss, model: PreTrainedModel, probe: Sequence[EncodedRow], expected: float,

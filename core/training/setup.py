@@ -26,17 +26,20 @@ from core.lora.beside import add_tokens
 from core.lora.full import METHOD as FULL
 from core.lora.full import METHOD_KEY
 from core.lora.method import AdapterModule, Material
-from core.models.device import DTYPES, available_devices, free_memory, resolve_dtype
+from core.models.device import DTYPES, available_devices, free_memory, resolve_dtype, use_physical_cores
 from core.models.inspect import read_card
+from core.models.kept_tokenizer import kept_tokenizer
 from core.models.library import resolve
 from core.models.load import load_model, load_tokenizer
 from core.models.quantise import ORIGIN_KEY, Quantisation, quantisation_of
 from core.records import ModelCard
 from core.run_problems import Problem, length_problems, problems
-from core.training.computing_path import choose_path
+from core.training.computing_path import ComputingPath, choose_path
 from core.training.frozen_linear import quicken_linears
 from core.training.loss import SummedLoss
+from core.training.meanwhile import meanwhile
 from core.training.parallel import Ranks
+from core.training.proved_path import proved_path
 from core.training.recompute import recompute_layers
 from core.training.shard import shard_base, should_shard
 
@@ -97,39 +100,38 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None, *,
     card = read_card(path)
     device = ranks.device(config.training.device)
     _refuse(problems(config, card, devices=available_devices(), resumed=resumed))
-    tokenizer = load_tokenizer(path)
-    added = add_tokens(tokenizer, config.adapter.new_tokens if isinstance(config.adapter, PatternedConfig) else ())
-    rows = yield from prepare_rows(config.data, tokenizer, config.training.seed, control)
-    _refuse(length_problems(config, card, _longest(rows)))
+    wanted = config.adapter.new_tokens if isinstance(config.adapter, PatternedConfig) else ()
+    tokenizer = load_tokenizer(path) if wanted else kept_tokenizer(path)
+    added = add_tokens(tokenizer, wanted)
     dtype = _agreed_dtype(config, ranks, device)
-    yield Progress("Loading the model", 0, 0)
     quantisation = quantisation_of(config.adapter, DTYPES[dtype])
     weights = weight_bytes(card, config.adapter, dtype)
     spread = should_shard(config, ranks, device, weights)
-    elsewhere = weights - weights // ranks.place.world if spread else 0
-    asked = config.training.activation_checkpointing
-    config = _with_checkpointing(config, card, dtype, rows, device, ranks, elsewhere)
-    model = load_model(path, torch.device("cpu") if spread else device, DTYPES[dtype], quantisation)
+    free = free_memory(device) + (weights - weights // ranks.place.world if spread else 0)  # before the base takes any
+    if device.type == "cpu":
+        use_physical_cores()  # a number of threads belongs to the thread that sets it
+    rows, model = yield from meanwhile(
+        prepare_rows(config.data, tokenizer, config.training.seed, control),
+        lambda: load_model(path, torch.device("cpu") if spread else device, DTYPES[dtype], quantisation),
+        Progress("Loading the model", 0, 0))
+    _refuse(length_problems(config, card, _longest(rows)))
     control.check()
+    asked = config.training.activation_checkpointing
+    config = _with_checkpointing(_with_training(config, dtype=dtype), card, rows, device, ranks, free)
     adaptation = Adaptation(config)
     adaptation.install(model, Material(rows.train, config.training.seed, tokenizer, added, control.check))
     _check_vocabulary(model, rows.largest_id)
-    if config.training.activation_checkpointing == "on" and not recompute_layers(model):
-        if asked == "on":
-            raise ConfigError("The layers of this model are not known, so they can not be computed a second time.",
-                              "Set training.activation_checkpointing to off.")
-        config = _with_training(config, activation_checkpointing="off")  # it is tried without
+    config = _recomputed(config, model, asked == "on")
     if spread:
         shard_base(model, device, ranks)
     else:
         quicken_linears(model)
-    with ranks.computing():
-        computing = choose_path(model, rows.train, config.training.packing, device, _may_share(config, spread))
+    computing = _computing_path(model, rows.train, config, device, ranks, card, spread)
     if computing.reason:
         yield Note(computing.reason)
     if config.training.activation_checkpointing == "on":
         yield Note("Layers are computed a second time for the backward pass, which needs less memory.")
-    resolved = _with_training(config, device=_device_to_keep(config, ranks, device), dtype=dtype,
+    resolved = _with_training(config, device=_device_to_keep(config, ranks, device),
                               packing="on" if computing.packed else "off")
     origin = _origin(resolved, card, path, rows, quantisation)
     for what, digest in (("base model", card.fingerprint), ("training rows", origin["data_digest"]),
@@ -137,6 +139,29 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None, *,
         ranks.require_same(what, digest)
     return Setup(resolved, model, adaptation, path, device, rows.train, rows.validation, computing.summed_loss,
                  computing.batches, computing.shares, origin, ranks)
+
+
+def _recomputed(config: RunConfig, model: PreTrainedModel, asked: bool) -> RunConfig:
+    """Layers are computed again in the backward pass where the config says so; without it where that can not be.
+
+    Raises:
+        ConfigError: it was `asked` for by the person.
+    """
+    if config.training.activation_checkpointing != "on" or recompute_layers(model):
+        return config
+    if asked:
+        raise ConfigError("The layers of this model are not known, so they can not be computed a second time.",
+                          "Set training.activation_checkpointing to off.")
+    return _with_training(config, activation_checkpointing="off")  # it is tried without
+
+
+def _computing_path(model: PreTrainedModel, rows: Sequence[EncodedRow], config: RunConfig, device: torch.device,
+                    ranks: Ranks, card: ModelCard, spread: bool) -> ComputingPath:
+    share = _may_share(config, spread)
+    if not ranks.several:
+        return proved_path(model, rows, config, device, share, card.fingerprint)
+    with ranks.computing():  # what is kept on their machines may differ, and they have to pass together
+        return choose_path(model, rows, config.training.packing, device, share)
 
 
 def _may_share(config: RunConfig, spread: bool) -> bool:
@@ -148,16 +173,13 @@ def _may_share(config: RunConfig, spread: bool) -> bool:
     return config.training.shared_prefix == "auto" and not dropout and not spread
 
 
-def _with_checkpointing(config: RunConfig, card: ModelCard, dtype: str, rows: PreparedData, device: torch.device,
-                        ranks: Ranks, elsewhere: int) -> RunConfig:
-    """Activation checkpointing on or off, the same for all processes, by the memory before the model is loaded.
-
-    `elsewhere` bytes of the base are held by other processes.
-    """
+def _with_checkpointing(config: RunConfig, card: ModelCard, rows: PreparedData, device: torch.device,
+                        ranks: Ranks, free: int) -> RunConfig:
+    """Activation checkpointing on or off, the same for all processes, by what was `free` before the base came."""
     longest = config.data.model_copy(update={"max_length": min(max(_longest(rows), 1), config.data.max_length)})
-    here = _with_training(config, device=str(device), dtype=dtype).model_copy(update={"data": longest})
+    here = _with_training(config, device=str(device)).model_copy(update={"data": longest})
     chosen = ranks.agreed("activation checkpointing", lambda: with_checkpointing(
-        here, card, free_memory(device) + elsewhere).training.activation_checkpointing)
+        here, card, free).training.activation_checkpointing)
     return _with_training(config, activation_checkpointing=chosen)
 
 
