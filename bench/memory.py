@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench.filled_rows import write_filled_rows  # noqa: E402
 from core.config import DataConfig, ModelConfig, RunConfig, TrainingConfig, dump_config, with_overrides  # noqa: E402
+from core.estimate import PACK_TOKENS  # noqa: E402
 from core.memory import PARTS  # noqa: E402
 from core.openmp import set_wait_policy  # noqa: E402
 from core.words import memory  # noqa: E402
@@ -62,7 +63,7 @@ CASES = (
 )
 
 
-EXPLANATION = """\
+EXPLANATION = f"""\
 ## The parts
 
 They are those of the moment of a step that needs most: where the forward pass has just ended, or, where activations
@@ -74,9 +75,10 @@ are small beside what is trained, where the optimizer works.
 - **Activations**: the tensors that autograd keeps for the backward pass, counted layer by layer from the lowest one
   in which something is trained. A test compares the count with what autograd keeps, for each method and family. Of a
   token in a layer of the Llama kind, with widths d of the stream, q of all queries and f of the MLP, and e bytes a
-  number (4 or 2): the two norms 8 d in fp32, attention 4 q e and 4 bytes a head, the MLP 3 f e; the inputs of adapted
-  layers in fp32, once for those that share it over a base in fp32, and 4 r for each of them. A pass has at most 512
-  tokens (1,024 on a GPU), or one longer row; what rows begin with in common is kept beside it and within that number.
+  number (4 or 2): the two norms 8 d in fp32, attention 4 q e and 4 bytes a head, the MLP 2 f e (3 f e where its gate
+  is not one operation); the inputs of adapted layers in fp32, once for those that share it over a base in fp32, and
+  4 r for each of them. A pass has at most {PACK_TOKENS} tokens (1,024 on a GPU), or one longer row; what rows begin
+  with in common is kept beside it and within that number.
 - **Output layer**: logits in pieces of 16.8 million numbers, and as much again while they are summed.
 - **Overhead**: Python and the libraries, the tokenizer, and the gaps that the C library leaves between blocks that
   come and go. The gaps are the one part that is not counted from tensors: in runs of 8 to 64 passes they grew to

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from core.config import RunConfig, parse_config
+from core.estimate import PACK_TOKENS
 
 WIDE = ("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # wide enough for every rank
 LAYERS = 30  # of the starter model
@@ -48,7 +49,7 @@ SWEEPS = (
     Sweep("length", "Length of a row, about 2,048 tokens a step", "tokens in a row",
           tuple(Point(length, length, max(1, 2048 // length)) for length in (128, 256, 512, 1024, 2048, 4096)),
           "The products with the weights cost the same for each token; attention grows with the row: a token looks at "
-          "(n + 1) / 2 others in the mean. Memory grows with the largest pass, which is 512 tokens or "
+          f"(n + 1) / 2 others in the mean. Memory grows with the largest pass, which is {PACK_TOKENS} tokens or "
           "one longer row, so it bends there."),
     Sweep("rank", "Rank on five kinds of layers, 1,024 tokens a step", "rank",
           tuple(Point(rank, adapter={"rank": rank, "target_modules": list(WIDE)}) for rank in (1, 4, 16, 64, 256)),
@@ -58,8 +59,8 @@ SWEEPS = (
           tuple(Point(batch, 128, batch, warm=max(1, 8 // batch), steps=max(3, 24 // batch))
                 for batch in (1, 2, 4, 8, 16, 32)),
           "The same work for each token. Small steps are slower: a product of few rows reads every weight for little "
-          "work, and the optimizer runs once a step; from four rows on that is hidden. Memory is flat from 512 "
-          "tokens on, as larger steps are passes of that size after each other."),
+          "work, and the optimizer runs once a step; from four rows on that is hidden. Memory is flat from "
+          f"{PACK_TOKENS} tokens on, as larger steps are passes of that size after each other."),
     Sweep("layers", "Trained layers from the top, 1,024 tokens a step", "trained layers",
           tuple(Point(LAYERS - first, adapter={"first_layer": first, "target_modules": "q-v", "rank": 8})
                 for first in (29, 20, 10, 0)),
@@ -68,7 +69,7 @@ SWEEPS = (
     Sweep("instruction", "Words of the instruction that all rows begin with, 8 rows of 512 tokens a step",
           "words in the instruction", tuple(Point(words, 512, 8, instruction=words) for words in (1, 128, 256, 384)),
           "What all rows of a step begin with is computed once: of n rows, n - 1 do without. The longer it is, the "
-          "smaller are the passes beside it, as both together have 512 tokens; each pass reads all weights.",
+          f"smaller are the passes beside it, as both together have {PACK_TOKENS} tokens; each pass reads all weights.",
           doubling=False),
 )
 

@@ -36,6 +36,7 @@ from core.records import ModelCard
 from core.run_problems import Problem, length_problems, problems
 from core.training.computing_path import ComputingPath, choose_path
 from core.training.frozen_linear import quicken_linears
+from core.training.fused_elementwise import fuse_elementwise
 from core.training.loss import SummedLoss
 from core.training.meanwhile import meanwhile
 from core.training.parallel import Ranks
@@ -116,6 +117,8 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None, *,
         Progress("Loading the model", 0, 0))
     _refuse(length_problems(config, card, _longest(rows)))
     control.check()
+    if not spread:
+        fuse_elementwise(model)  # while it is a bare base
     asked = config.training.activation_checkpointing
     config = _with_checkpointing(_with_training(config, dtype=dtype), card, rows, device, ranks, free)
     adaptation = Adaptation(config)

@@ -17,6 +17,7 @@ from core.config import RunConfig, parse_config
 from core.control import Control
 from core.data.batching import Batch, pack, pad
 from core.data.template import EncodedRow
+from core.estimate import PACK_TOKENS
 from core.events import Evaluated, Event, Note, Result, StepDone
 from core.jobs import Resume, Train
 from core.lora.adaptation import Adaptation
@@ -106,7 +107,7 @@ def test_every_method_learns_the_same(tables: dict[str, Any], tiny_model: Path) 
         _same(_learned(model, adaptation, chunked_loss, prefix.pack(rows), prefix), expected)
 
 
-@pytest.mark.parametrize("lengths", [(110,) * 12, (300, 360, 290, 400)], ids=["short rests", "long rests"])
+@pytest.mark.parametrize("lengths", [(110,) * 16, (300, 360, 290, 500)], ids=["short rests", "long rests"])
 def test_the_gradients_of_several_passes_add_up_at_the_prefix(lengths: Sequence[int], tiny_model: Path) -> None:
     model, adaptation = _installed(tiny_model, adapter={"rank": 2})
     rows = _rows(lengths=lengths)
@@ -174,13 +175,14 @@ def test_it_goes_with_activation_checkpointing(tiny_model: Path) -> None:
 
 def test_prefix_and_pack_together_are_no_longer_than_a_pass_may_be(tiny_model: Path) -> None:
     model, _ = _installed(tiny_model, adapter={"rank": 2})
-    rows = _rows(shared=200, lengths=[260] * 9)
+    most = (PACK_TOKENS - 200) // (57 + 25 + 1)
+    rows = _rows(shared=200, lengths=[260] * 3 * most)
     with torch.no_grad(), segmented_attention(model):
         prefix = share_prefix(model, rows, CPU)
     assert prefix is not None
     batches = prefix.pack(rows)
     # 57 tokens each, a copy of 200 keys and values that counts as 25 tokens, and one for its mask
-    assert [len(batch.rows) for batch in batches] == [312 // (57 + 25 + 1)] * 3
+    assert [len(batch.rows) for batch in batches] == [most] * 3
 
 
 def test_only_what_comes_before_the_first_prediction_is_shared() -> None:
