@@ -5,7 +5,7 @@
 The engine is the real one, in its own process, as the window starts it. The clock starts when the job is given to
 it and ends when the first row enters the model after everything is prepared (short probes before do not count).
 Every run has a file of its own, so that rows kept from an earlier one do not shorten it. The very first run is told
-apart: it reads the model's files into the system's cache and proves the computing path, which is then known.
+apart: it reads the model's files into the system's cache and proves the computing path, where that is not known yet.
 """
 
 import argparse

@@ -22,6 +22,8 @@ _LINEAR = ("Linear", "Conv1D")
 _OUTPUTS = frozenset({"o_proj", "out_proj", "dense", "c_proj", "down_proj", "dense_4h_to_h", "fc2", "w2"})
 _GATES = frozenset({"gate_proj", "gate_up_proj", "w1"})
 _STEPWISE_GELU = frozenset({"gpt2", "gpt_neo", "gptj"})  # a bend in single operations, four of which keep a tensor
+# gates that core.training.fused_elementwise leaves alone: with factors, bounds or a bend of their own
+_OTHER_GATES = frozenset({"gemma3n", "gemma3n_text", "falcon_h1", "llama4", "llama4_text", "deepseek_v4"})
 _CAPPED_SCORES = frozenset({"gemma2"})  # attention whose scores are kept: two in fp32, and the mask
 
 
@@ -129,7 +131,8 @@ def _mlp_bytes(card: ModelCard, layer: Sequence[ModuleInfo], each: int) -> int:
     """Before and after the bend, and what it is multiplied with where there is a gate; what is fused bends it again."""
     inner = card.intermediate_size or 4 * card.hidden_size
     experts = any(module.type == "Experts" for module in layer)
-    if not experts and {"gate_proj", "up_proj"} <= {module.kind for module in layer}:
+    if not experts and card.model_type not in _OTHER_GATES \
+            and {"gate_proj", "up_proj"} <= {module.kind for module in layer}:
         return each * 2 * inner
     if any(module.kind in _GATES or module.type == "Experts" for module in layer):
         return each * 3 * inner

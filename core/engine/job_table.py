@@ -68,6 +68,7 @@ class JobRunner:
             importlib.import_module("core.data.scan")
             importlib.import_module("core.data.preview")
             importlib.import_module("core.training.generate")
+        gc.collect()
         gc.freeze()  # what is imported stays: a round of the collector need not look through all of it again
 
     def ready(self) -> Ready:

@@ -59,6 +59,8 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> fro
     for token in tokens:
         if not token.strip():
             raise AdapterError("A new token is empty.", "Leave it out.")
+    if not tokens:
+        return frozenset()  # the vocabulary need not be listed
     known = tokenizer.get_vocab().keys()
     new = [token for token in tokens if token not in known]
     if new and tokenizer.add_tokens(new, special_tokens=True) != len(new):

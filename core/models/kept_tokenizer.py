@@ -9,7 +9,7 @@ from core.lora.tokenizer_files import TOKENIZER_FILES
 from core.models.load import load_tokenizer
 
 FileSignature = tuple[str, int, int]
-_FILES = (*TOKENIZER_FILES, "chat_template.json")
+_FILES = (*TOKENIZER_FILES, "chat_template.json", "config.json")
 
 
 def kept_tokenizer(path: Path) -> PreTrainedTokenizerBase:
@@ -30,7 +30,8 @@ def _read(path: Path, signature: tuple[FileSignature, ...]) -> PreTrainedTokeniz
 
 def tokenizer_signature(folder: Path) -> tuple[FileSignature, ...]:
     """Changes when the tokenizer of a model folder does."""
-    return tuple(file_signature(folder / name) for name in _FILES)
+    templates = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    return tuple(file_signature(file) for file in (*(folder / name for name in _FILES), *templates))
 
 
 def file_signature(file: Path) -> FileSignature:

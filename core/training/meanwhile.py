@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import TypeVar
 
 from core.events import Event
@@ -24,9 +25,9 @@ def meanwhile(making: Generator[Event, None, Made], load: Callable[[], Loaded],
         then: told when only `load` is waited for.
 
     Raises:
-        Exception: the first of either.
+        Exception: that of `making`, or of `load`, the one that comes first. What `load` has begun is waited for.
     """
-    with ThreadPoolExecutor(1, "load") as thread:
+    with ThreadPoolExecutor(1, "load") as thread, closing(making):
         loading: Future[Loaded] | None = None
         told = 0
         while True:
@@ -38,6 +39,8 @@ def meanwhile(making: Generator[Event, None, Made], load: Callable[[], Loaded],
             told += 1
             if told == _BEGUN:
                 loading = thread.submit(load)
+            if loading is not None and loading.done():
+                loading.result()  # what went wrong there need not wait for the last row
             yield event
         yield then
         return made, (loading or thread.submit(load)).result()

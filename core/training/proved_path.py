@@ -1,7 +1,7 @@
 """The computing path of a run; what was proved once for the same model and settings is not proved again.
 
 The proof is three short passes, about a second on two cores, in which the person waits for the first step. Only that
-the fast way is right is kept; a model that needs the plain one is asked each time.
+the fast way is right in all that was asked is kept; a model that needs the plain one is asked each time.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ _FILE = "proved-paths.json"
 _MAX_BYTES = 2**20
 _MOST_KEPT = 1_000
 _LEAST_TOKENS = 8  # shorter rows have no beginning to share, which says nothing about longer ones
-_LIBRARIES = ("torch", "transformers")
+_LIBRARIES = ("torch", "transformers", "bitsandbytes")
 
 
 def proved_path(model: PreTrainedModel, rows: Sequence[EncodedRow], config: RunConfig, device: torch.device,
@@ -46,15 +46,17 @@ def proved_path(model: PreTrainedModel, rows: Sequence[EncodedRow], config: RunC
     key = _key(config, device, share, fingerprint)
     known = _read()
     if key in known:
-        return fast_path(device, shares=known[key])
+        model.eval()
+        return fast_path(device, shares=share)
     path = choose_path(model, rows, config.training.packing, device, share)
-    if path.packed and path.summed_loss is chunked_loss and len(probe_rows(rows)[0]) >= _LEAST_TOKENS:
-        _keep({**known, key: path.shares})
+    fast = path.packed and path.summed_loss is chunked_loss and path.shares == share
+    if fast and len(probe_rows(rows)[0]) >= _LEAST_TOKENS:
+        _keep([*known, key])
     return path
 
 
 def _key(config: RunConfig, device: torch.device, share: bool, fingerprint: str) -> str:
-    """Of all that the proof depends on."""
+    """Of what the proof depends on: the base, what is put on it, how it is computed, by what code and on what."""
     training = config.training
     parts = [fingerprint, config.model_dump(mode="json", include={"adapter", "prefix", "bottleneck"}),
              training.dtype, training.activation_checkpointing, training.packing, share, device.type,
@@ -62,21 +64,21 @@ def _key(config: RunConfig, device: torch.device, share: bool, fingerprint: str)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _read() -> dict[str, bool]:
-    """Whether rows may share their beginning, by key; empty where nothing is kept or the file is damaged."""
+def _read() -> list[str]:
+    """The keys of what was proved, the oldest first; none where nothing is kept or the file is damaged."""
     path = cache_root() / _FILE
     if not path.is_file():
-        return {}
+        return []
     try:
-        return {str(key): bool(value) for key, value in read_object(path, _MAX_BYTES).items()}
-    except (CoreError, OSError, ValueError) as error:
+        keys = read_object(path, _MAX_BYTES)["proved"]
+        return [key for key in keys if isinstance(key, str)]
+    except (CoreError, OSError, LookupError, TypeError) as error:
         _log.info("%s is made anew: %r", path, error)
-        return {}
+        return []
 
 
-def _keep(known: dict[str, bool]) -> None:
-    newest = dict(list(known.items())[-_MOST_KEPT:])
+def _keep(known: list[str]) -> None:
     try:
-        files.write_text(cache_root() / _FILE, json.dumps(newest))
+        files.write_text(cache_root() / _FILE, json.dumps({"proved": known[-_MOST_KEPT:]}))
     except OSError as error:
         _log.info("what was proved is not kept: %r", error)  # it is proved again next time

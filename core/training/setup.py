@@ -1,5 +1,6 @@
 """Everything before the first step: model, adapter and rows."""
 
+import contextlib
 import hashlib
 import os
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from core.base_memory import weight_bytes
 from core.config import FullConfig, PatternedConfig, RunConfig
@@ -112,13 +113,11 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None, *,
     if device.type == "cpu":
         use_physical_cores()  # a number of threads belongs to the thread that sets it
     rows, model = yield from meanwhile(
-        prepare_rows(config.data, tokenizer, config.training.seed, control),
-        lambda: load_model(path, torch.device("cpu") if spread else device, DTYPES[dtype], quantisation),
+        _rows(config, card, tokenizer, control),
+        lambda: _loaded(path, torch.device("cpu") if spread else device, DTYPES[dtype], quantisation),
         Progress("Loading the model", 0, 0))
-    _refuse(length_problems(config, card, _longest(rows)))
     control.check()
-    if not spread:
-        fuse_elementwise(model)  # while it is a bare base
+    fuse_elementwise(model)  # while it is a bare base
     asked = config.training.activation_checkpointing
     config = _with_checkpointing(_with_training(config, dtype=dtype), card, rows, device, ranks, free)
     adaptation = Adaptation(config)
@@ -142,6 +141,20 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None, *,
         ranks.require_same(what, digest)
     return Setup(resolved, model, adaptation, path, device, rows.train, rows.validation, computing.summed_loss,
                  computing.batches, computing.shares, origin, ranks)
+
+
+def _rows(config: RunConfig, card: ModelCard, tokenizer: PreTrainedTokenizerBase,
+          control: Control) -> Generator[Event, None, PreparedData]:
+    """The rows, or why the model can not take rows of their length."""
+    rows = yield from prepare_rows(config.data, tokenizer, config.training.seed, control)
+    _refuse(length_problems(config, card, _longest(rows)))
+    return rows
+
+
+def _loaded(path: Path, device: torch.device, dtype: torch.dtype, quantisation: Quantisation | None) -> PreTrainedModel:
+    """The base, in a thread that has not chosen its GPU yet."""
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        return load_model(path, device, dtype, quantisation)
 
 
 def _recomputed(config: RunConfig, model: PreTrainedModel, asked: bool) -> RunConfig:

@@ -1,9 +1,11 @@
 """Fused gates and norms compute what the single operations compute, in every family, and keep less."""
 
 import gc
+import json
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +14,16 @@ from tiny_models import FAMILIES, MIXTURES, build_tiny, some_quick
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from core.config import LoraConfig
+from bench.draining import finish
+from core.config import LoraConfig, parse_config
+from core.control import Control
 from core.lora.inject import inject
+from core.lora.method import train_mode
 from core.models.load import load_model
+from core.training import setup as setup_room
 from core.training.fused_elementwise import fuse_elementwise, gated, rms_norm
+from core.training.segments import segmented_attention
+from core.training.setup import prepare
 
 CPU = torch.device("cpu")
 
@@ -79,6 +87,36 @@ def test_every_family_trains_alike(family: str, tmp_path: Path) -> None:
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("sections", [
+    {"adapter": {"target_modules": "all-linear", "modules_to_save": ["norm"]}},
+    {"adapter": {"method": "dora", "target_modules": "all-linear"}},
+    {"adapter": {"method": "qlora", "target_modules": "all-linear"}},
+    {"adapter": {"target_modules": "all-linear"}, "training": {"activation_checkpointing": "on"}},
+    {"adapter": {"target_modules": "q-v"}, "bottleneck": {"size": 4}},
+    {"adapter": {"method": "full"}},
+], ids=json.dumps)
+def test_every_method_trains_alike(sections: dict[str, Any], tiny_model: Path, data: Path,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = {"model": {"path": str(tiny_model)}, "data": {"train": [str(data)], "validation_fraction": 0.0}}
+    results = []
+    for fused in (True, False):
+        if not fused:
+            monkeypatch.setattr(setup_room, "fuse_elementwise", lambda model: 0)
+        setup = finish(prepare(parse_config({**plain, **sections}), Control()))
+        train_mode(setup.model)
+        batch, = setup.batches(list(setup.train[:3]))
+        trained = setup.adaptation.parameters(setup.model)
+        with segmented_attention(setup.model):
+            loss = setup.summed_loss(setup.model, batch)
+            results.append([loss, *torch.autograd.grad(loss, list(trained.values()), allow_unused=True)])
+    assert len(results[0]) == len(results[1]) > 1
+    for mine, reference in zip(*results, strict=True):
+        if reference is None:
+            assert mine is None
+            continue
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("family", "norms", "gates"), [
     ("llama", 7, 3), ("gemma3", None, 1), ("gpt2", 0, 0)])
 def test_what_is_fused(family: str, norms: int | None, gates: int, tmp_path: Path) -> None:
@@ -114,6 +152,23 @@ class _Halved(nn.Module):
         return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) / 2
 
 
+class _Bounded(_Halved):
+    """Bounds that small numbers never reach."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = (part(x).clamp(-10, 10) for part in (self.gate_proj, self.up_proj))
+        return self.down_proj(self.act_fn(gate) * up)
+
+
+class _EpsOutsideRMSNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(8)), 1e-6
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True).sqrt() + self.eps) * self.weight
+
+
 class _CenteredRMSNorm(nn.Module):
     """Called so, and takes the mean off."""
 
@@ -130,11 +185,46 @@ class _TwoInputs(_Halved):
         return super().forward(x) + other
 
 
-@pytest.mark.parametrize("kind", [_Halved, _CenteredRMSNorm, _TwoInputs])
+@pytest.mark.parametrize("kind", [_Halved, _CenteredRMSNorm, _TwoInputs, _Bounded, _EpsOutsideRMSNorm])
 def test_another_kind_stays_as_it_is(kind: type[nn.Module]) -> None:
     model = nn.Sequential(kind(), kind()).requires_grad_(False)
     assert fuse_elementwise(model) == 0
     assert not any("forward" in vars(module) for module in model)
+
+
+class _Scaled(_Halved):
+    """Whether it is a plain one is a matter of its settings."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) * self.factor
+
+
+def test_modules_of_other_settings_are_asked_themselves() -> None:
+    model = nn.Sequential(_Scaled(1.0), _Scaled(0.5), _Scaled(1.0)).requires_grad_(False)
+    assert fuse_elementwise(model) == 2
+    assert ["forward" in vars(module) for module in model] == [True, False, True]
+
+
+class _LearnedAct(nn.PReLU):
+    pass
+
+
+def test_an_activation_that_learns_is_left_alone() -> None:
+    model = _Halved()
+    model.act_fn = _LearnedAct()
+    assert fuse_elementwise(nn.Sequential(model).requires_grad_(False)) == 0
+
+
+@pytest.mark.parametrize("learns", [0, 1])
+def test_only_what_learns_has_a_gradient(learns: int) -> None:
+    inputs = [randn(6, 8, seed=seed) for seed in range(2)]
+    inputs[learns].requires_grad_()
+    expected = _gradients(F.silu(inputs[0]) * inputs[1], [inputs[learns]])
+    assert torch.equal(_gradients(gated(*inputs, F.silu), [inputs[learns]])[0], expected[0])
 
 
 def test_a_norm_whose_weight_is_trained_has_its_gradient(tiny_model: Path) -> None:

@@ -1,6 +1,7 @@
 """The base is loaded beside the rows, and nothing of it is left behind when they can not be used."""
 
 import threading
+import time
 from collections.abc import Generator
 
 import pytest
@@ -69,6 +70,47 @@ def test_what_goes_wrong_while_loading_is_told() -> None:
 
     with pytest.raises(MemoryError, match="no room"):
         _drained(meanwhile(_making(4), load, THEN))
+
+
+def test_what_went_wrong_while_loading_does_not_wait_for_the_last_row() -> None:
+    failed = threading.Event()
+
+    def load() -> str:
+        failed.set()
+        raise MemoryError("no room")
+
+    def making() -> Generator[Event, None, str]:
+        while True:  # the rows have no end
+            yield Note("more")
+            if failed.is_set():
+                time.sleep(0.01)
+
+    with pytest.raises(MemoryError, match="no room"):
+        _drained(meanwhile(making(), load, THEN))
+
+
+def test_the_rows_are_let_go_before_the_load_is_waited_for() -> None:
+    order = []
+    closed = threading.Event()
+
+    def making() -> Generator[Event, None, str]:
+        try:
+            yield from _making(9)
+        finally:
+            order.append("rows")
+            closed.set()
+        return "rows"
+
+    def load() -> str:
+        assert closed.wait(20)
+        order.append("base")
+        return "base"
+
+    events = meanwhile(making(), load, THEN)
+    for _ in range(3):
+        next(events)
+    events.close()
+    assert order == ["rows", "base"]
 
 
 def test_one_that_is_ended_early_leaves_no_thread() -> None:

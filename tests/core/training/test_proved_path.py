@@ -104,7 +104,7 @@ def test_rows_too_short_to_share_anything_say_nothing_about_longer_ones(model: P
     assert len(proofs) == 2
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": [1]}', "\0\0"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": [1]}', '{"proved": 7}', '{"proved": [[], 1]}', "\0\0"])
 def test_a_damaged_file_costs_a_proof(content: str, model: PreTrainedModel, proofs: list[int]) -> None:
     cache_root().mkdir(parents=True)
     (cache_root() / "proved-paths.json").write_text(content)
@@ -122,6 +122,26 @@ def test_a_disk_that_can_not_be_written_costs_no_run(model: PreTrainedModel, pro
     for _ in range(2):
         assert proved_path(model, _rows(30), _config(), CPU, True, "base").packed
     assert len(proofs) == 2
+
+
+def test_rows_that_may_share_and_do_not_are_asked_each_time(model: PreTrainedModel, proofs: list[int],
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    from core.training import computing_path
+
+    with monkeypatch.context() as patch:
+        patch.setattr(computing_path, "compute_prefix", lambda *_: (_ for _ in ()).throw(RuntimeError("once")))
+        path = proved_path(model, _rows(30), _config(), CPU, True, "base")
+        assert path.packed and not path.shares
+    assert proved_path(model, _rows(30), _config(), CPU, True, "base").shares
+    assert len(proofs) == 2
+
+
+def test_the_model_is_left_in_evaluation_mode_either_way(model: PreTrainedModel, proofs: list[int]) -> None:
+    for _ in range(2):
+        model.train()
+        proved_path(model, _rows(30), _config(), CPU, True, "base")
+        assert not any(module.training for module in model.modules())
+    assert len(proofs) == 1
 
 
 def test_only_so_many_are_kept(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, proofs: list[int]) -> None:
