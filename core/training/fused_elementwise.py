@@ -3,8 +3,8 @@
 A gated MLP, act(gate) * up, keeps what it takes and bends the gate once more in the backward pass, instead of keeping
 it bent as well: a fifth of all that a layer of Llama's kind keeps. The numbers are the same to the bit.
 
-RMSNorm (arXiv 1910.07467) takes three rounds over its input where autograd takes four, and four instead of nine on
-the way back; the result is that of the single operations up to rounding. Only in fp32 and with a frozen weight.
+RMSNorm (arXiv 1910.07467) takes fewer rounds over its input than the single operations of autograd, on the way back
+most of all; the result is theirs up to rounding. Only in fp32 and with a frozen weight.
 
 Which modules are such is found by asking one of each kind: where it answers otherwise than the operation that would
 stand for it, all of that kind stay as they are.

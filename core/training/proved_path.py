@@ -1,6 +1,6 @@
 """The computing path of a run; what was proved once for the same model and settings is not proved again.
 
-The proof is three short passes, about a second on two cores, in which the person waits for the first step. Only that
+The proof is three short passes, during which the person waits for the first step. Only that
 the fast way is right in all that was asked is kept; a model that needs the plain one is asked each time.
 """
 

@@ -140,19 +140,27 @@ def test_a_base_in_16_bits_has_its_norms_as_they_were(tiny_model: Path) -> None:
     assert torch.equal(*outputs)
 
 
-class _Halved(nn.Module):
-    """Has the parts of a gated MLP and computes something else."""
+class _Scaled(nn.Module):
+    """Has the parts of a gated MLP; whether it is a plain one is a matter of its settings."""
 
-    def __init__(self) -> None:
+    def __init__(self, factor: float = 1.0) -> None:
         super().__init__()
+        self.factor = factor
         self.gate_proj, self.up_proj, self.down_proj = (nn.Linear(8, 8) for _ in range(3))
         self.act_fn = nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) / 2
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) * self.factor
 
 
-class _Bounded(_Halved):
+class _Halved(_Scaled):
+    """Computes something else."""
+
+    def __init__(self) -> None:
+        super().__init__(0.5)
+
+
+class _Bounded(_Scaled):
     """Bounds that small numbers never reach."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -180,7 +188,7 @@ class _CenteredRMSNorm(nn.Module):
         return F.layer_norm(x, (8,), self.weight, None, self.eps)
 
 
-class _TwoInputs(_Halved):
+class _TwoInputs(_Scaled):
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         return super().forward(x) + other
 
@@ -192,30 +200,15 @@ def test_another_kind_stays_as_it_is(kind: type[nn.Module]) -> None:
     assert not any("forward" in vars(module) for module in model)
 
 
-class _Scaled(_Halved):
-    """Whether it is a plain one is a matter of its settings."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) * self.factor
-
-
 def test_modules_of_other_settings_are_asked_themselves() -> None:
     model = nn.Sequential(_Scaled(1.0), _Scaled(0.5), _Scaled(1.0)).requires_grad_(False)
     assert fuse_elementwise(model) == 2
     assert ["forward" in vars(module) for module in model] == [True, False, True]
 
 
-class _LearnedAct(nn.PReLU):
-    pass
-
-
 def test_an_activation_that_learns_is_left_alone() -> None:
-    model = _Halved()
-    model.act_fn = _LearnedAct()
+    model = _Scaled()
+    model.act_fn = nn.PReLU()
     assert fuse_elementwise(nn.Sequential(model).requires_grad_(False)) == 0
 
 
