@@ -9,7 +9,7 @@ from app.draft import Draft
 from app.operations import Operation, Operations
 from core.config import RunConfig
 from core.errors import AdapterError
-from core.estimate import Estimate, estimate, measured, on_device, with_checkpointing
+from core.estimate import Estimate, estimate, measured, on_device, spread_here, with_checkpointing
 from core.events import Failed, MemoryMeasured, Progress
 from core.jobs import ProbeMemory
 
@@ -93,13 +93,14 @@ class MemoryProbe(QObject):
         """As estimated; kept, as several places show it."""
         draft = self._draft
         config, card = on_device(draft.config, list(draft.devices)), draft.card
-        asked = (config, card, draft.scan)
+        asked = (draft.config, card, draft.scan, tuple(draft.devices))
         if asked != self._asked:
             self._asked, self._found = asked, None
             if card is not None:
                 with contextlib.suppress(AdapterError):  # told at its field
-                    config = with_checkpointing(config, card, self.memory_bytes, draft.scan)
-                    self._found = estimate(config, card, draft.scan)
+                    gpus = spread_here(draft.config, card, draft.devices)
+                    config = with_checkpointing(config, card, self.memory_bytes, draft.scan, gpus)
+                    self._found = estimate(config, card, draft.scan, gpus)
         return self._found
 
     @property
@@ -131,4 +132,5 @@ class MemoryProbe(QObject):
 def _kind_of(config: RunConfig) -> tuple[object, ...]:
     """Runs that agree in this are estimated with the same error, about."""
     training = config.training
-    return (config.model.path, config.trained, training.device, training.dtype, training.packing)
+    return (config.model.path, config.trained, training.device, training.dtype, training.packing,
+            training.activation_checkpointing)

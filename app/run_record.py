@@ -175,7 +175,7 @@ class RunRecord:
         self.plan, self.stage = plan, None
         self.state = "running"
         self._write(f"{words.plural(plan.train_rows, 'row')} to learn from, {plan.validation_rows:,} held out; "
-                    f"{words.plural(plan.total_steps, 'step')} on {plan.device} in {plan.dtype}.")
+                    f"{words.plural(plan.total_steps, 'step')} on {plan.way}.")
         self._write(f"{words.count(plan.trainable_parameters)} of {words.count(plan.total_parameters)} parameters "
                     f"are trained; the adapter takes {words.size(plan.adapter_bytes)}.")
 

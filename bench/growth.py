@@ -1,4 +1,4 @@
-"""How cost grows with work: length, rank, batch, trained layers, rows. Writes docs/performance.md and its plots.
+"""How cost grows with work: length, rank, batch, layers, rows, a file of 1 GB. Writes docs/performance.md and plots.
 
     python bench/growth.py [--only TEXT] [--again] [--report] [--rows 1000 10000 100000 1000000] [--model starter]
 
@@ -11,18 +11,23 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from bench.curves.sweeps import Point, config_of, every_point  # noqa: E402
+from bench.curves.report import page, read  # noqa: E402
+from bench.curves.sweeps import SWEEPS, Point, config_of, every_point  # noqa: E402
 from bench.filled_rows import write_filled_rows  # noqa: E402
 from bench.speed.alone import run_alone  # noqa: E402
 from bench.speed.plan import thread_waiting  # noqa: E402
+from core import files  # noqa: E402
 from core.models.library import resolve  # noqa: E402
 
 ROWS = (1_000, 10_000, 100_000, 1_000_000)
+LARGE = "large"
 
 
 def main() -> int:
@@ -37,19 +42,29 @@ def main() -> int:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.report:
-        model = str(resolve(options.model))
-        for sweep, point in every_point():
-            name = sweep.point_name(point)
+        for name, ask in work(str(resolve(options.model)), options.rows).items():
             if options.only in name and (options.again or not (options.out / f"{name}.json").exists()):
-                keep(options.out / f"{name}.json", measure(point, model))
-        for rows in options.rows:
-            name = f"rows.{rows}"
-            if options.only in name and (options.again or not (options.out / f"{name}.json").exists()):
-                keep(options.out / f"{name}.json", prepared(rows, model))
-    from bench.curves.report import write_report  # it brings matplotlib
-
+                keep(options.out / f"{name}.json", ask())
     write_report(options.out, ROOT / "docs")
     return 0
+
+
+def write_report(out: Path, docs: Path) -> None:
+    """Write the page and its plots from the results that there are."""
+    from bench.curves.plots import draw  # it brings matplotlib
+
+    files.write_text(docs / "performance.md", page(out))
+    for sweep in SWEEPS:
+        results = read(out, sweep.name)
+        if results:
+            draw(sweep, results, docs / f"growth-{sweep.name}.svg")
+
+
+def work(model: str, rows: list[int]) -> dict[str, Callable[[], dict[str, float]]]:
+    """What is measured, by the name of its result file."""
+    points = {sweep.point_name(point): partial(measure, point, model) for sweep, point in every_point()}
+    prepared = {f"rows.{count}": partial(prepare, count, model) for count in rows}
+    return {**points, **prepared, LARGE: partial(large_file, model)}
 
 
 def keep(path: Path, result: dict[str, float]) -> None:
@@ -71,13 +86,24 @@ def measure(point: Point, model: str) -> dict[str, float]:
                                             "peak_rss_bytes", "matrix_gflops", "flops", "estimated_bytes")}
 
 
-def prepared(rows: int, model: str) -> dict[str, float]:
+def prepare(rows: int, model: str) -> dict[str, float]:
     """Tokenising so many rows and an epoch over them, as bench/data.py measures it."""
+    return data_figures(model, "--rows", "0", "--prepare", str(rows))[f"prepare {rows}"]
+
+
+def large_file(model: str) -> dict[str, float]:
+    """Opening and scanning a file of 1 GB, as bench/data.py measures it."""
+    found = data_figures(model, "--prepare")
+    return found["open"] | found["scan"]
+
+
+def data_figures(model: str, *options: str) -> dict[str, dict[str, float]]:
+    """What bench/data.py measures with these options."""
     with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "rows.json"
-        subprocess.run([sys.executable, str(ROOT / "bench" / "data.py"), model, "--rows", "0", "--prepare", str(rows),
-                        "--json", str(told)], check=True, stdout=subprocess.DEVNULL)
-        return json.loads(told.read_text(encoding="utf-8"))[f"prepare {rows}"]
+        told = Path(folder) / "figures.json"
+        subprocess.run([sys.executable, str(ROOT / "bench" / "data.py"), model, *options, "--json", str(told)],
+                       check=True, stdout=subprocess.DEVNULL)
+        return json.loads(told.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,9 @@ are small beside what is trained, where the optimizer works.
   is not one operation); the inputs of adapted layers in fp32, once for those that share it over a base in fp32, and
   4 r for each of them. A pass has at most {PACK_TOKENS} tokens (1,024 on a GPU), or one longer row; what rows begin
   with in common is kept beside it and within that number.
-- **Output layer**: logits in pieces of 16.8 million numbers, and as much again while they are summed.
+- **Output layer**: logits in pieces, and as much again while they are summed: of 768 entries of the vocabulary at once
+  where the layer is frozen, in fp32 and on the CPU, else of 16.8 million numbers. Or, where that is more, the gradients
+  of the top layer, which are there when the logits are gone.
 - **Overhead**: Python and the libraries, the tokenizer, and the gaps that the C library leaves between blocks that
   come and go. The gaps are the one part that is not counted from tensors: in runs of 8 to 64 passes they grew to
   between a quarter (DoRA, all linear layers) and six tenths (a model of 30 layers of width 72) of the activations and

@@ -73,7 +73,7 @@ def main() -> int:
                 (RESULTS / f"{name}.json").unlink(missing_ok=True)
             continue
         if options.keep:
-            keep(RESULTS, name, machine, found, plan.turns)
+            keep(RESULTS, name, machine, found)
         figures += found.figures
         measurements |= found.measurements
         tell("\n".join(f"  {figure.name}: {figure.words}" for figure in found.figures))

@@ -3,12 +3,12 @@
 Plain Python without torch, quick enough to be called at every key stroke of the form.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from core.adalora_checks import method_words
 from core.adapter_shapes import BYTES, adapter_shapes, file_bytes
-from core.base_memory import trained_numbers
+from core.base_memory import trained_numbers, weight_bytes
 from core.beside import beside_parameters, beside_shapes
 from core.config import FullConfig, NoAdapterConfig, QLoraConfig, RunConfig
 from core.events import DataScanned
@@ -16,6 +16,7 @@ from core.extra_shapes import extra_files, extra_parameters, lowest_extra_layer
 from core.kept_activations import Pass
 from core.memory import Trained, Work, corrected, memory_parts
 from core.records import ModelCard, ModuleInfo
+from core.spread import spread_over
 from core.targets import select_targets
 
 # What the training does is written here, where the estimate of its memory must agree with it.
@@ -51,8 +52,14 @@ class Estimate:
         return sum(self.memory.values())
 
 
-def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None) -> Estimate:
-    """Count parameters exactly and memory approximately; with a scan the row lengths are the real ones.
+def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None, gpus: int = 1) -> Estimate:
+    """Count parameters exactly and memory approximately, of one GPU where there are several.
+
+    Args:
+        config: of the run, on its device.
+        card: its base.
+        scan: of its data; with it the row lengths are the real ones.
+        gpus: over so many the base is spread.
 
     Raises:
         AdapterError: the target layers match nothing.
@@ -63,7 +70,7 @@ def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None
     dtype, dtype_words = _computing_dtype(config)
     once = largest_pass(config, scan)
     work = Work(dtype, once, several=_several_passes(config, once), on_cuda=config.training.on_cuda,
-                logits=min(once.tokens * card.vocabulary, CHUNK_LOGITS))
+                logits=min(once.tokens * card.vocabulary, CHUNK_LOGITS), gpus=gpus)
     memory = memory_parts(config, card, Trained(targets, trainable, lowest_layer(config, targets)), work)
     adapter_bytes = _adapter_bytes(config, card, targets)
     # the trained numbers with their two moments, and an adapter's own files, all in fp32
@@ -76,7 +83,7 @@ def estimate(config: RunConfig, card: ModelCard, scan: DataScanned | None = None
         targets=tuple(targets),
         memory=memory,
         assumptions=(dtype_words, f"At most {once.tokens:,} tokens are computed at once.",
-                     "The output layer is computed in pieces.", *_twice(config),
+                     "The output layer is computed in pieces.", *_twice(config), *_spread_words(gpus),
                      *method_words(targets, config.adapter)),
     )
 
@@ -91,8 +98,16 @@ def on_device(config: RunConfig, devices: Sequence[str]) -> RunConfig:
     return config.model_copy(update={"training": config.training.model_copy(update={"device": device})})
 
 
-def with_checkpointing(config: RunConfig, card: ModelCard, memory_bytes: int,
-                       scan: DataScanned | None = None) -> RunConfig:
+def spread_here(config: RunConfig, card: ModelCard, devices: Mapping[str, int]) -> int:
+    """Over how many GPUs of this machine the run spreads its base; `devices` with their memory, the best first."""
+    gpus = [memory for name, memory in devices.items() if name.startswith("cuda")]
+    dtype, _ = _computing_dtype(on_device(config, list(devices)))
+    return spread_over(config, weight_bytes(card, config.adapter, dtype),
+                       gpus if config.training.device == "all" else ())
+
+
+def with_checkpointing(config: RunConfig, card: ModelCard, memory_bytes: int, scan: DataScanned | None = None,
+                       gpus: int = 1) -> RunConfig:
     """The run with activation checkpointing on or off in the place of auto: on where it would not fit otherwise.
 
     Args:
@@ -100,13 +115,14 @@ def with_checkpointing(config: RunConfig, card: ModelCard, memory_bytes: int,
         card: its base.
         memory_bytes: of that device, for this run.
         scan: of its data.
+        gpus: over so many the base is spread.
 
     Raises:
         AdapterError: the target layers match nothing.
     """
     if config.training.activation_checkpointing != "auto":
         return config
-    fits = estimate(config, card, scan).memory_bytes <= _FILLED * memory_bytes
+    fits = estimate(config, card, scan, gpus).memory_bytes <= _FILLED * memory_bytes
     training = config.training.model_copy(update={"activation_checkpointing": "off" if fits else "on"})
     return config.model_copy(update={"training": training})
 
@@ -149,6 +165,10 @@ def _computing_dtype(config: RunConfig) -> tuple[str, str]:
 def _twice(config: RunConfig) -> list[str]:
     on = config.training.activation_checkpointing == "on"
     return ["Layers are computed a second time for the backward pass."] if on else []
+
+
+def _spread_words(gpus: int) -> list[str]:
+    return [f"The weights of the layers are spread over {gpus} GPUs."] if gpus > 1 else []
 
 
 def _held_dtype(config: RunConfig) -> tuple[str, str]:

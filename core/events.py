@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from core.errors import Cancelled, describe
 from core.records import AdapterCard, ModelCard, ModelEntry, Receipt, RowPreview
+from core.words import plural
 
 Outcome = Literal["finished", "stopped"]
 
@@ -69,6 +70,13 @@ class Planned:
     dtype: str
     packing: bool
     first_step: int = 0  # greater than zero when a run goes on
+    threads: int = 0  # that compute, where the device is a CPU
+
+    @property
+    def way(self) -> str:
+        """Where and how it computes, in words."""
+        threads = f" with {plural(self.threads, 'thread')}" if self.threads else ""
+        return f"{self.device}{threads}, {self.dtype}, {'packed' if self.packing else 'padded'} rows"
 
 
 @dataclass(frozen=True)

@@ -131,8 +131,9 @@ def _mlp_bytes(card: ModelCard, layer: Sequence[ModuleInfo], each: int) -> int:
     """Before and after the bend, and what it is multiplied with where there is a gate; what is fused bends it again."""
     inner = card.intermediate_size or 4 * card.hidden_size
     experts = any(module.type == "Experts" for module in layer)
-    if not experts and card.model_type not in _OTHER_GATES \
-            and {"gate_proj", "up_proj"} <= {module.kind for module in layer}:
+    kinds = {module.kind for module in layer}
+    if not experts and card.model_type not in _OTHER_GATES and ({"gate_proj", "up_proj"} <= kinds
+                                                                or "gate_up_proj" in kinds):
         return each * 2 * inner
     if any(module.kind in _GATES or module.type == "Experts" for module in layer):
         return each * 3 * inner

@@ -15,6 +15,7 @@ from core.beside import trained_whole
 from core.config import FullConfig, QLoraConfig, RunConfig
 from core.kept_activations import Pass, kept_bytes
 from core.records import ModelCard, ModuleInfo
+from core.spread import share_bytes
 
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "output layer", "overhead")
 # Resident bytes of a run of a model of a few kilobytes, and the working memory of matrix products of a usual size
@@ -43,20 +44,22 @@ class Trained:
 @dataclass(frozen=True)
 class Work:
     """How a step is computed: the number type of the base, the largest pass, whether it is one of several in a step,
-    how many logits are there at once, and whether that is on a GPU with CUDA."""
+    how many logits are there at once, whether that is on a GPU with CUDA, and over how many the base is spread."""
 
     dtype: str
     once: Pass
     several: bool
     logits: int
     on_cuda: bool
+    gpus: int = 1
 
 
 def memory_parts(config: RunConfig, card: ModelCard, trained: Trained, work: Work) -> dict[str, int]:
     """Bytes by the names of PARTS; together they are the peak."""
     full = isinstance(config.adapter, FullConfig)
     held = {
-        "weights": weight_bytes(card, config.adapter, work.dtype),
+        "weights": share_bytes(card, work.dtype, work.gpus) if work.gpus > 1
+        else weight_bytes(card, config.adapter, work.dtype),
         "adapter": 0 if full else _FP32 * trained.numbers,  # otherwise they are the weights themselves
         "optimizer": _optimizer_bytes(config, trained.numbers),
     }

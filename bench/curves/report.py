@@ -1,26 +1,19 @@
-"""docs/performance.md and its plots, from whatever results there are."""
+"""The text of docs/performance.md, from whatever results there are."""
 
 import json
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
 from bench.curves.sweeps import SWEEPS, Sweep
-from core import files
 
-BLUE, ORANGE = "#0072B2", "#D55E00"
 Results = dict[int, dict[str, float]]  # by the quantity that grows
 
 ROWS_THEORY = ("Rows lie on the disk and are read as they are needed: memory must not grow with their number. "
                "Tokenising takes the same time for each row, the second time it is read from what was kept.")
 
 
-def write_report(out: Path, docs: Path) -> None:
-    """Write the page and one plot for each sweep."""
-    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "plots", "font.size": 9, "axes.spines.top": False})
+def page(out: Path) -> str:
+    """The page as Markdown; it shows a plot `growth-SWEEP.svg` for each sweep of which there are results."""
     lines = ["# Cost against work", "", (
         "Measured by `make growth` with the starter model (SmolLM2-135M) in fp32 on the CPU; each point is a run in a "
         "process of its own. The dashed line is theory: the operations that a run must do (`bench/speed/flops.py`) "
@@ -29,12 +22,14 @@ def write_report(out: Path, docs: Path) -> None:
     for sweep in SWEEPS:
         results = read(out, sweep.name)
         if results:
-            draw(sweep, results, docs / f"growth-{sweep.name}.svg")
             lines += section(sweep, results)
     rows = read(out, "rows")
     if rows:
         lines += rows_section(rows)
-    files.write_text(docs / "performance.md", "\n".join(lines))
+    large = out / "large.json"
+    if large.exists():
+        lines += large_section(json.loads(large.read_text(encoding="utf-8")))
+    return "\n".join(lines)
 
 
 def read(out: Path, name: str) -> Results:
@@ -74,30 +69,12 @@ def rows_section(rows: Results) -> Iterator[str]:
     yield ""
 
 
-def draw(sweep: Sweep, results: Results, path: Path) -> None:
-    """Time of a token beside theory, and memory beside the estimate."""
-    figure = Figure(figsize=(8.6, 2.9), layout="constrained")
-    time, memory = figure.subplots(1, 2)
-    places = list(results)
-    rate = statistics.median(result["flops"] / result["seconds"] for result in results.values())
-    measured = [1000 * result["seconds"] / result["tokens"] for result in results.values()]
-    theory = [1000 * result["flops"] / result["tokens"] / rate for result in results.values()]
-    time.plot(places, measured, "o-", color=BLUE, label="measured")
-    time.plot(places, theory, "--", color=ORANGE, label="theory")
-    time.set_ylabel("milliseconds a token")
-    memory.plot(places, [result["peak_rss_bytes"] / 1e9 for result in results.values()], "o-", color=BLUE,
-                label="measured")
-    memory.plot(places, [result["estimated_bytes"] / 1e9 for result in results.values()], "--", color=ORANGE,
-                label="estimated")
-    memory.set_ylabel("peak memory, GB")
-    for plot in (time, memory):
-        plot.margins(y=0.1)
-        plot.set_ylim(bottom=0)
-        plot.set_xlabel(sweep.quantity)
-        if sweep.doubling:
-            plot.set_xscale("log", base=2)
-        plot.set_xticks(places, [f"{place:,}" for place in places])
-        plot.minorticks_off()
-        plot.grid(visible=True, alpha=0.25)
-        plot.legend(frameon=False)
-    figure.savefig(path, format="svg", metadata={"Date": None})
+def large_section(found: dict[str, float]) -> Iterator[str]:
+    """What the Data page does with a file of 1 GB."""
+    yield from ("## A file of 1 GB", "", (
+        f"JSON lines, {found['rows']:,.0f} rows of 1,000 bytes. On a warm engine its format is recognised after "
+        f"{found['recognised_seconds']:.2f} s and its first row is shown, token by token, after "
+        f"{found['shown_seconds']:.2f} s. The whole file is read and checked at "
+        f"{found['megabytes_per_second']:.0f} MB/s ({found['read_seconds']:.1f} s), then {found['sampled']:,.0f} rows "
+        f"are tokenised for the histogram ({found['whole_seconds']:.1f} s in all); the process has "
+        f"{found['peak_megabytes']:.0f} MB at most, {found['peak_before_megabytes']:.0f} MB of them before."), "")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,18 @@ once for several rows. *Share of the roofline*: the operations that LoRA trainin
 (`bench/speed/flops.py`), by the time and by the speed of a large matrix product in the same process."""
 _BOUND = """What is no product (norms, softmax, rotary positions, gates, residuals) is not among the operations that
 are counted, and products of short rows, as in attention, can not run at the speed of a large one: that bounds the
-share of the roofline, and with it how far ahead of another program a step can be."""
+share of the roofline, and with it how far ahead of another program a step can be.
+
+Nothing is compiled and no CUDA graph is recorded: nearly every pass has another number of tokens and other boundaries
+between its rows, for which each would have to be made anew, and a compiler is not on every machine."""
 
 
-def keep(folder: Path, name: str, machine: dict[str, Any], found: Found, turns: int) -> None:
-    """Write what a subject found in so many turns to a file of its own."""
+def keep(folder: Path, name: str, machine: dict[str, Any], found: Found) -> None:
+    """Write what a subject found, and on what day, to a file of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     speeds = list(matrix_speeds(found.measurements)) or [machine["matrix_gflops"]]
     figures = [figure.plain() for figure in found.figures]
-    plain = {"machine": machine, "speeds": speeds, "turns": turns, "figures": figures}
+    plain = {"machine": machine, "speeds": speeds, "day": datetime.now(UTC).date().isoformat(), "figures": figures}
     files.write_text(folder / f"{name}.json", json.dumps(plain, indent=1) + "\n")
 
 
@@ -51,7 +55,9 @@ def _figures(kept: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield from table(figures)
     yield ""
     for name, result in kept.items():
-        yield (f"- {name}: {plural(result['turns'], 'turn')} on {machine_words(result['machine'], result['speeds'])}.")
+        turns = max(len(figure["values"]) for figure in result["figures"])
+        yield (f"- {name}: {plural(turns, 'value')} for a figure, {result['day']}, on "
+               f"{machine_words(result['machine'], result['speeds'])}.")
 
 
 def _figure(plain: dict[str, Any]) -> Figure:

@@ -157,7 +157,8 @@ def estimate(options: argparse.Namespace, control: Control) -> Iterator[Event]:
     devices = _devices()
     there = estimates.on_device(config, list(devices))
     memory = devices.get(there.training.device, virtual_memory().total)
-    found = estimates.estimate(estimates.with_checkpointing(there, card, memory), card)
+    gpus = estimates.spread_here(config, card, devices)
+    found = estimates.estimate(estimates.with_checkpointing(there, card, memory, gpus=gpus), card, gpus=gpus)
     probed = {}
     if options.probe:
         peak = yield from _measured_peak(config, control)

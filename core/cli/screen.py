@@ -268,7 +268,7 @@ def _planned_text(event: events.Planned) -> str:
     held_out = f", {words.plural(event.validation_rows, 'row')} held out" if event.validation_rows else ""
     return (f"{words.plural(event.train_rows, 'row')} to learn from{held_out}; "
             f"{words.count(event.trainable_parameters)} of {words.count(event.total_parameters)} parameters trained "
-            f"({words.percent(share)}); {event.device}, {event.dtype}{', packed rows' if event.packing else ''}")
+            f"({words.percent(share)}); {event.way}")
 
 
 def _use_utf8(stream: TextIO) -> None:

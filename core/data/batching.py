@@ -14,6 +14,11 @@ from torch import Tensor
 from core.data.template import EncodedRow
 from core.estimate import PACK_TOKENS
 
+# What a row takes beside its own tokens where its beginning is computed elsewhere, as parts of what a token keeps in
+# a layer: a copy of a key and a value of the beginning (at most, where every head has its own), an entry of the mask.
+_COPY_PART = 8
+_MASK_PART = 10_000
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -92,12 +97,8 @@ def _best_fit(lengths: Sequence[int], limit: int) -> list[list[int]]:
 
 
 def _room(own: int, skipped: int) -> int:
-    """The memory that a row takes in a pass, in tokens.
-
-    Behind a beginning that is computed elsewhere it has a copy of its keys and values (at most an eighth of what a
-    token keeps, where every head has its own), and a mask in every layer.
-    """
-    return own + skipped // 8 + own * (own + skipped) // 10_000 if skipped else own
+    """The memory that a row takes in a pass, in tokens."""
+    return own + skipped // _COPY_PART + own * (own + skipped) // _MASK_PART if skipped else own
 
 
 def used_tokens(row: EncodedRow) -> int:

@@ -50,33 +50,35 @@ def choose_path(model: PreTrainedModel, rows: Sequence[EncodedRow], packing: str
     model.eval()
     with torch.no_grad():
         whole = _value(direct_loss, model, pad(probe)[0].to(device))
-        if packing != "off":
-            if share and _shares(chunked_loss, model, probe, whole, device):  # all at once, as nearly always
-                return fast_path(device, shares=True)
-            if _packs(chunked_loss, model, probe, whole, device):
-                return fast_path(device, shares=False)
-        loss: SummedLoss = direct_loss
+        if packing != "off" and share and _shares(chunked_loss, model, probe, whole, device):
+            return fast_path(device, shares=True)  # all at once, as nearly always
+        loss: SummedLoss = chunked_loss
+        packed = packing != "off" and _packs(loss, model, probe, whole, device)
         reasons = []
-        if _agrees(lambda: _value(chunked_loss, model, pad(probe)[0].to(device)), whole, model.dtype):
-            loss = chunked_loss
-        else:
+        if not packed and not _agrees(lambda: _value(loss, model, pad(probe)[0].to(device)), whole, model.dtype):
+            loss = direct_loss
             reasons.append("the output layer of this model is computed the plain way, with more memory")
-        if packing == "off":
-            return ComputingPath(loss, pads, False, "")
-        packed = _packs(loss, model, probe, whole, device)
-        shares = packed and share and _shares(loss, model, probe, whole, device)
-    if not packed:
-        if packing == "on":
-            raise CoreError("Packing is on, but this model can not keep packed rows apart exactly.",
-                            "Set packing to auto or off.")
+            packed = packing != "off" and _packs(loss, model, probe, whole, device)
+        shares = packed and share and loss is direct_loss and _shares(loss, model, probe, whole, device)
+    if packing == "on" and not packed:
+        raise CoreError("Packing is on, but this model can not keep packed rows apart exactly.",
+                        "Set packing to auto or off.")
+    if packing != "off" and not packed:
         reasons.append("rows are padded, as packed rows would not be kept apart exactly in this model")
+    if packed and share and not shares:
+        reasons.append(_why_not_shared(model, probe))
     batches = fast_path(device, shares).batches if packed else pads
-    return ComputingPath(loss, batches, packed, "; ".join(reasons).capitalize(), shares)
+    return ComputingPath(loss, batches, packed, _sentence(reasons), shares)
 
 
 def fast_path(device: torch.device, shares: bool) -> ComputingPath:
     """Packed rows and the chunked loss."""
     return ComputingPath(chunked_loss, partial(pack, limit=pack_tokens(device.type == "cuda")), True, "", shares)
+
+
+def _sentence(reasons: Sequence[str]) -> str:
+    words = "; ".join(filter(None, reasons))
+    return f"{words[0].upper()}{words[1:]}." if words else ""
 
 
 def _packs(loss: SummedLoss, model: PreTrainedModel, probe: Sequence[EncodedRow], expected: float,
@@ -102,6 +104,15 @@ def _shares(loss: SummedLoss, model: PreTrainedModel, probe: Sequence[EncodedRow
 
     with segmented_attention(model):
         return _agrees(compute, expected, model.dtype)
+
+
+def _why_not_shared(model: PreTrainedModel, probe: Sequence[EncodedRow]) -> str:
+    """Why each row computes what all begin with; nothing where the probe has no beginning to ask with."""
+    if not shared_length(probe):
+        return ""
+    cause = ("the positions of this model depend on the length of a row" if _rotates_by_length(model)
+             else "this model would not go on from it exactly")
+    return f"what rows begin with in common is computed in each of them, as {cause}"
 
 
 def _rotates_by_length(model: PreTrainedModel) -> bool:

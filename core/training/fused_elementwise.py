@@ -12,9 +12,10 @@ stand for it, all of that kind stay as they are.
 
 import logging
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -85,37 +86,51 @@ def rms_norm(x: Tensor, factor: Tensor, eps: float) -> Tensor:
     return result
 
 
-def fuse_elementwise(model: nn.Module) -> int:
-    """Let the gated MLPs and RMSNorms of a model compute as one operation each; returns how many do.
+class Fused(NamedTuple):
+    """How many modules compute as one operation; of the others of their kind, how many of how many by class."""
+
+    modules: int
+    single: dict[str, tuple[int, int]]
+
+    @property
+    def words(self) -> str:
+        """Which stay in single operations, for people; empty where none does."""
+        names = " and ".join(f"{some:,} of {total:,} {name}" for name, (some, total) in sorted(self.single.items()))
+        return f"{names} are computed in single operations: one for all of them did not give the same." if names else ""
+
+
+def fuse_elementwise(model: nn.Module) -> Fused:
+    """Let the gated MLPs and RMSNorms of a model compute as one operation each.
 
     The model is a frozen base: nothing is hung on its modules yet. Adapters may be, afterwards.
     """
     suited: dict[tuple[Any, ...], Operation | None] = {}
-    fused = 0
+    seen, single = Counter[str](), Counter[str]()
     for module in model.modules():
         candidates = _candidates(module)
         if not candidates:
             continue
-        kind = _kind_of(module)
+        kind, name = _kind_of(module), type(module).__name__
         if kind not in suited:
             suited[kind] = next((each for each in candidates if _answers_alike(module, each)), None)
-            if suited[kind] is None:
-                _log.info("%s is computed in single operations: it is another kind", type(module).__name__)
         operation = suited[kind]
+        seen[name] += 1
+        single[name] += operation is None
         if operation is not None:
             # a proxy: else the module would hold itself, and its weights stay in memory until garbage is collected
             itself: Any = weakref.proxy(module)
             module.forward = partial(operation, itself)
-            fused += 1
-    return fused
+    return Fused(seen.total() - single.total(), {name: (some, seen[name]) for name, some in single.items() if some})
 
 
 def _candidates(module: nn.Module) -> tuple[Operation, ...]:
     """The operations that may stand for a module, by what it has."""
-    gate, up, down, act = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj", "act_fn"))
-    if all(isinstance(part, nn.Module) for part in (gate, up, down, act)):
-        learns = any(True for _ in act.parameters()) if isinstance(act, nn.Module) else True
-        return () if learns else (_gated_mlp,)
+    act, down = _activation(module), getattr(module, "down_proj", None)
+    if isinstance(act, nn.Module) and isinstance(down, nn.Module):
+        learns = any(True for _ in act.parameters())
+        pair = all(isinstance(getattr(module, name, None), nn.Module) for name in ("gate_proj", "up_proj"))
+        both = isinstance(getattr(module, "gate_up_proj", None), nn.Module)
+        return () if learns else (_gated_mlp,) if pair else (_gated_halves,) if both else ()
     weight = getattr(module, "weight", None)
     if not type(module).__name__.endswith("RMSNorm") or len(list(module.parameters())) != 1 or _eps(module) is None \
             or not isinstance(weight, Tensor) or weight.requires_grad or weight.dtype != torch.float32:
@@ -123,15 +138,25 @@ def _candidates(module: nn.Module) -> tuple[Operation, ...]:
     return _norm, partial(_norm, more=1.0)  # Gemma multiplies with its weight and one
 
 
+def _activation(module: Any) -> Any:
+    """Of a gated MLP, as Llama's kind or Phi's names it."""
+    return getattr(module, "act_fn", getattr(module, "activation_fn", None))
+
+
 def _kind_of(module: nn.Module) -> tuple[Any, ...]:
     """Alike for modules that compute alike: their class, number type, activation and plain settings."""
     settings = tuple(sorted((name, value) for name, value in vars(module).items()
                             if isinstance(value, int | float | str) and name != "training"))
-    return type(module), str(next(module.parameters()).dtype), type(getattr(module, "act_fn", None)), settings
+    return type(module), str(next(module.parameters()).dtype), type(_activation(module)), settings
 
 
 def _gated_mlp(module: Any, x: Tensor) -> Tensor:
     return module.down_proj(gated(module.gate_proj(x), module.up_proj(x), module.act_fn))
+
+
+def _gated_halves(module: Any, x: Tensor) -> Tensor:
+    gate, up = module.gate_up_proj(x).chunk(2, dim=-1)
+    return module.down_proj(gated(gate, up, _activation(module)))
 
 
 def _norm(module: Any, x: Tensor, *, more: float = 0.0) -> Tensor:
@@ -155,7 +180,7 @@ def _answers_alike(module: nn.Module, operation: Operation) -> bool:
     where eps stands.
     """
     try:
-        weight, first = next(module.parameters()), getattr(module, "gate_proj", None)
+        weight, first = next(module.parameters()), getattr(module, "gate_proj", getattr(module, "gate_up_proj", None))
         width = int(weight.shape[-1] if first is None else first.in_features)
         # no random numbers: those of the run come out the same with and without this
         waves = torch.linspace(-3, 4, len(_SIZES) * width, device=weight.device).sin_().view(len(_SIZES), width)

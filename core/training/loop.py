@@ -126,25 +126,13 @@ def _run(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks, chec
     if ranks.place.first:
         run.write_config(setup.config)
         require_space(run, setup)
-    training = setup.config.training
     optimizer = make_optimizer(setup.adaptation.optimizer_groups(setup.model), setup.config, setup.device)
-    adapter = setup.config.adapter
-    if checkpoint is None and isinstance(adapter, StartableConfig) and adapter.start_from:
-        yield Note(f"Training goes on from the adapter in {adapter.start_from}.")
-        start_from(setup.model, setup.config, setup.origin["base_fingerprint"])
-    position = restore_checkpoint(checkpoint, setup, optimizer) if checkpoint else Position()
-    ranks.begin_same(setup.added_tensors)
-    total = total_steps(training, len(setup.train))
-    yield Planned(total, len(setup.train), len(setup.validation), setup.trainable_parameters,
-                  setup.origin["base_parameters"], setup.adapter_bytes, ranks.words(setup.device), training.dtype,
-                  training.packing == "on", position.step)
-    shared = worth_sharing(ranks.share(rows_of(setup, position.step)), setup.device) if setup.shares_prefix else 0
-    if shared and position.step < total:
-        yield Note(f"The rows of a step begin alike (the first step's with {plural(shared, 'token')}): "
-                   "that is computed once for all of them.")
+    position = yield from _begun(setup, optimizer, checkpoint)
+    total = total_steps(setup.config.training, len(setup.train))
+    yield from _planned(setup, position, total)
     started = time.perf_counter()
     steps = _steps(run, setup, optimizer, position, total, control)
-    with segmented_attention(setup.model) if training.packing == "on" else contextlib.nullcontext(), \
+    with segmented_attention(setup.model) if setup.config.training.packing == "on" else contextlib.nullcontext(), \
             frozen or contextlib.nullcontext():
         try:
             outcome = yield from (frozen.telling(steps) if frozen else steps)
@@ -164,6 +152,31 @@ def _run(run: RunFolder, config: RunConfig, control: Control, ranks: Ranks, chec
                   "validation_loss": position.best_loss, "tokens": position.tokens,
                   "tokens_per_second": position.tokens / position.seconds if position.seconds else 0.0,
                   "train_seconds": time.perf_counter() - started})
+
+
+def _begun(setup: Setup, optimizer: torch.optim.Optimizer,
+           checkpoint: Path | None) -> Generator[Event, None, Position]:
+    """Put the first numbers into what is trained, the same on all ranks; returns where the run stands."""
+    adapter = setup.config.adapter
+    if checkpoint is None and isinstance(adapter, StartableConfig) and adapter.start_from:
+        yield Note(f"Training goes on from the adapter in {adapter.start_from}.")
+        start_from(setup.model, setup.config, setup.origin["base_fingerprint"])
+    position = restore_checkpoint(checkpoint, setup, optimizer) if checkpoint else Position()
+    setup.ranks.begin_same(setup.added_tensors)
+    return position
+
+
+def _planned(setup: Setup, position: Position, total: int) -> Iterator[Event]:
+    """What will be done, with everything that was chosen."""
+    training, ranks = setup.config.training, setup.ranks
+    yield Planned(total, len(setup.train), len(setup.validation), setup.trainable_parameters,
+                  setup.origin["base_parameters"], setup.adapter_bytes, ranks.words(setup.device), training.dtype,
+                  training.packing == "on", position.step,
+                  torch.get_num_threads() if setup.device.type == "cpu" else 0)
+    shared = worth_sharing(ranks.share(rows_of(setup, position.step)), setup.device) if setup.shares_prefix else 0
+    if shared and position.step < total:
+        yield Note(f"The rows of a step begin alike (the first step's with {plural(shared, 'token')}): "
+                   "that is computed once for all of them.")
 
 
 def _steps(run: RunFolder, setup: Setup, optimizer: torch.optim.Optimizer, position: Position, total: int,

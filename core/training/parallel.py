@@ -44,7 +44,8 @@ class Ranks:
 
     def words(self, device: torch.device) -> str:
         """Where the run computes, for people."""
-        return f"{self.place.world} x {device.type}" if self.several else str(device)
+        spread = ", the base spread over them" if self.sharded else ""
+        return f"{self.place.world} x {device.type}{spread}" if self.several else str(device)
 
     def control(self, control: Control) -> Control:
         """What the steps obey: what any rank was told, as all have agreed on it."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from core.training.shared_prefix import KeyValue, SharedPrefix
+from core.training.varlen import attend_at_once, suits
 
 NAME = "packed_segments"
 
@@ -48,14 +49,23 @@ def packed_segments(
     if keep_in is not None:
         keep_in.keep(_layer_of(module), key, value)
     lengths = [end - start for start, end in itertools.pairwise(boundaries)]
-    outputs = []
     # split, not slices: the gradient of a slice is as large as the whole, and there is one for every row
-    for q, *own in zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True):
-        # converted here, for each segment: so the gradients of what they share are added up in its own, wider numbers
-        k, v = (torch.cat([part.to(q.dtype) for part in parts], dim=2) for parts in zip(*before, own, strict=True)) \
-            if before else own
-        outputs.append(attend_in_groups(q, k, v, scaling, sliding_window, softcap))
+    queries, *own = (states.split(lengths, dim=2) for states in (query, key, value))
+    keys, values = (_behind([both[which] for both in before], parts, query.dtype) for which, parts in enumerate(own))
+    if suits(query, key, sliding_window, bool(before), softcap, attend_in_groups):
+        if before:
+            key, value = (torch.cat(list(parts), dim=2) for parts in (keys, values))
+        totals = [part.shape[2] for part in keys]
+        return attend_at_once(query, key, value, lengths, totals, scaling, sliding_window), None
+    outputs = [attend_in_groups(q, k, v, scaling, sliding_window, softcap)
+               for q, k, v in zip(queries, keys, values, strict=True)]
     return torch.cat(outputs, dim=1), None
+
+
+def _behind(before: Sequence[Tensor], own: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
+    """The keys, or values, that each segment looks at: `before`, and then its own."""
+    # converted here, for each segment: so the gradients of what they share are added up in its own, wider numbers
+    return [torch.cat([*(part.to(dtype) for part in before), part], dim=2) for part in own] if before else own
 
 
 def attend_in_groups(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, window: int | None,

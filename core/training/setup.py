@@ -45,6 +45,7 @@ from core.training.proved_path import proved_path
 from core.training.recompute import recompute_layers
 from core.training.shard import shard_base, should_shard
 
+_RECOMPUTED = "Layers are computed a second time for the backward pass, which needs less memory."
 _DTYPE_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
@@ -83,6 +84,19 @@ class Setup:
         return 4 * self.trainable_parameters
 
 
+@dataclass(frozen=True)
+class _Base:
+    """The frozen model that a run will load: where from, where to, and how it is held there."""
+
+    path: Path
+    card: ModelCard
+    device: torch.device
+    dtype: str
+    quantisation: Quantisation | None
+    spread: bool  # over several GPUs
+    free: int  # bytes on the device before it comes
+
+
 def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None, *,
             resumed: bool = False) -> Generator[Event, None, Setup]:
     """Load the model, put the adapter on, prepare the rows, choose the computing path.
@@ -97,50 +111,50 @@ def prepare(config: RunConfig, control: Control, ranks: Ranks | None = None, *,
         CoreError: anything that the person can mend: model, data, targets, device.
     """
     ranks = ranks or Ranks()
-    path = resolve(config.model.path)
     yield Progress("Reading the model", 0, 0)
-    card = read_card(path)
-    device = ranks.device(config.training.device)
-    _refuse(problems(config, card, devices=available_devices(), resumed=resumed))
+    base = _choose_base(config, ranks, resumed)
     wanted = config.adapter.new_tokens if isinstance(config.adapter, PatternedConfig) else ()
-    tokenizer = load_tokenizer(path) if wanted else kept_tokenizer(path)
+    tokenizer = load_tokenizer(base.path) if wanted else kept_tokenizer(base.path)
     added = add_tokens(tokenizer, wanted)
-    dtype = _agreed_dtype(config, ranks, device)
-    quantisation = quantisation_of(config.adapter, DTYPES[dtype])
-    weights = weight_bytes(card, config.adapter, dtype)
-    spread = should_shard(config, ranks, device, weights)
-    free = free_memory(device) + (weights - weights // ranks.place.world if spread else 0)  # before the base takes any
-    if device.type == "cpu":
-        use_physical_cores()  # a number of threads belongs to the thread that sets it
-    rows, model = yield from meanwhile(
-        _rows(config, card, tokenizer, control),
-        lambda: _loaded(path, torch.device("cpu") if spread else device, DTYPES[dtype], quantisation),
-        Progress("Loading the model", 0, 0))
+    rows, model = yield from meanwhile(_rows(config, base.card, tokenizer, control), lambda: _loaded(base),
+                                       Progress("Loading the model", 0, 0))
     control.check()
-    fuse_elementwise(model)  # while it is a bare base
+    fused = fuse_elementwise(model)  # while it is a bare base
     asked = config.training.activation_checkpointing
-    config = _with_checkpointing(_with_training(config, dtype=dtype), card, rows, device, ranks, free)
+    config = _with_checkpointing(_with_training(config, dtype=base.dtype), base, rows, ranks)
     adaptation = Adaptation(config)
     adaptation.install(model, Material(rows.train, config.training.seed, tokenizer, added, control.check))
     _check_vocabulary(model, rows.largest_id)
     config = _recomputed(config, model, asked == "on")
-    if spread:
-        shard_base(model, device, ranks)
+    if base.spread:
+        shard_base(model, base.device, ranks)
     else:
         quicken_linears(model)
-    computing = _computing_path(model, rows.train, config, device, ranks, card, spread)
-    if computing.reason:
-        yield Note(computing.reason)
-    if config.training.activation_checkpointing == "on":
-        yield Note("Layers are computed a second time for the backward pass, which needs less memory.")
-    resolved = _with_training(config, device=_device_to_keep(config, ranks, device),
+    computing = _computing_path(model, rows.train, config, base, ranks)
+    recomputed = config.training.activation_checkpointing == "on"
+    yield from map(Note, filter(None, (fused.words, computing.reason, _RECOMPUTED if recomputed else "")))
+    resolved = _with_training(config, device=_device_to_keep(config, ranks, base.device),
                               packing="on" if computing.packed else "off")
-    origin = _origin(resolved, card, path, rows, quantisation)
-    for what, digest in (("base model", card.fingerprint), ("training rows", origin["data_digest"]),
+    origin = _origin(resolved, base, rows)
+    for what, digest in (("base model", base.card.fingerprint), ("training rows", origin["data_digest"]),
                          ("settings", _digest_of_settings(resolved))):
         ranks.require_same(what, digest)
-    return Setup(resolved, model, adaptation, path, device, rows.train, rows.validation, computing.summed_loss,
-                 computing.batches, computing.shares, origin, ranks)
+    return Setup(resolved, model, adaptation, base.path, base.device, rows.train, rows.validation,
+                 computing.summed_loss, computing.batches, computing.shares, origin, ranks)
+
+
+def _choose_base(config: RunConfig, ranks: Ranks, resumed: bool) -> _Base:
+    """What will be loaded, and where to. Raises CoreError where the run can not be."""
+    path = resolve(config.model.path)
+    card = read_card(path)
+    device = ranks.device(config.training.device)
+    _refuse(problems(config, card, devices=available_devices(), resumed=resumed))
+    if device.type == "cpu":
+        use_physical_cores()  # a number of threads belongs to the thread that sets it
+    dtype = _agreed_dtype(config, ranks, device)
+    spread = should_shard(config, ranks, device, weight_bytes(card, config.adapter, dtype))
+    return _Base(path, card, device, dtype, quantisation_of(config.adapter, DTYPES[dtype]), spread,
+                 free_memory(device))
 
 
 def _rows(config: RunConfig, card: ModelCard, tokenizer: PreTrainedTokenizerBase,
@@ -151,10 +165,11 @@ def _rows(config: RunConfig, card: ModelCard, tokenizer: PreTrainedTokenizerBase
     return rows
 
 
-def _loaded(path: Path, device: torch.device, dtype: torch.dtype, quantisation: Quantisation | None) -> PreTrainedModel:
+def _loaded(base: _Base) -> PreTrainedModel:
     """The base, in a thread that has not chosen its GPU yet."""
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        return load_model(path, device, dtype, quantisation)
+    with torch.cuda.device(base.device) if base.device.type == "cuda" else contextlib.nullcontext():
+        to = torch.device("cpu") if base.spread else base.device
+        return load_model(base.path, to, DTYPES[base.dtype], base.quantisation)
 
 
 def _recomputed(config: RunConfig, model: PreTrainedModel, asked: bool) -> RunConfig:
@@ -171,13 +186,13 @@ def _recomputed(config: RunConfig, model: PreTrainedModel, asked: bool) -> RunCo
     return _with_training(config, activation_checkpointing="off")  # it is tried without
 
 
-def _computing_path(model: PreTrainedModel, rows: Sequence[EncodedRow], config: RunConfig, device: torch.device,
-                    ranks: Ranks, card: ModelCard, spread: bool) -> ComputingPath:
-    share = _may_share(config, spread)
+def _computing_path(model: PreTrainedModel, rows: Sequence[EncodedRow], config: RunConfig, base: _Base,
+                    ranks: Ranks) -> ComputingPath:
+    share = _may_share(config, base.spread)
     if not ranks.several:
-        return proved_path(model, rows, config, device, share, card.fingerprint)
+        return proved_path(model, rows, config, base.device, share, base.card.fingerprint)
     with ranks.computing():  # what is kept on their machines may differ, and they have to pass together
-        return choose_path(model, rows, config.training.packing, device, share)
+        return choose_path(model, rows, config.training.packing, base.device, share)
 
 
 def _may_share(config: RunConfig, spread: bool) -> bool:
@@ -189,13 +204,13 @@ def _may_share(config: RunConfig, spread: bool) -> bool:
     return config.training.shared_prefix == "auto" and not dropout and not spread
 
 
-def _with_checkpointing(config: RunConfig, card: ModelCard, rows: PreparedData, device: torch.device,
-                        ranks: Ranks, free: int) -> RunConfig:
-    """Activation checkpointing on or off, the same for all processes, by what was `free` before the base came."""
+def _with_checkpointing(config: RunConfig, base: _Base, rows: PreparedData, ranks: Ranks) -> RunConfig:
+    """Activation checkpointing on or off, the same for all processes, by what was free before the base came."""
     longest = config.data.model_copy(update={"max_length": min(max(_longest(rows), 1), config.data.max_length)})
-    here = _with_training(config, device=str(device)).model_copy(update={"data": longest})
+    here = _with_training(config, device=str(base.device)).model_copy(update={"data": longest})
+    gpus = ranks.place.world if base.spread else 1
     chosen = ranks.agreed("activation checkpointing", lambda: with_checkpointing(
-        here, card, free).training.activation_checkpointing)
+        here, base.card, base.free, gpus=gpus).training.activation_checkpointing)
     return _with_training(config, activation_checkpointing=chosen)
 
 
@@ -216,15 +231,15 @@ def _agreed_dtype(config: RunConfig, ranks: Ranks, device: torch.device) -> str:
     return ranks.agreed("number type", lambda: _DTYPE_NAMES[resolve_dtype(wanted, device)])
 
 
-def _origin(config: RunConfig, card: ModelCard, path: Path, rows: PreparedData,
-            quantisation: Quantisation | None) -> dict[str, Any]:
+def _origin(config: RunConfig, base: _Base, rows: PreparedData) -> dict[str, Any]:
     """What the adapter tells of where it comes from."""
+    card = base.card
     origin: dict[str, Any] = {
-        "base_fingerprint": card.fingerprint, "base_name": card.name, "base_path": str(path),
+        "base_fingerprint": card.fingerprint, "base_name": card.name, "base_path": str(base.path),
         "base_origin": card.origin, "base_parameters": card.parameters,
         "data_digest": digest_of_all(rows.train, rows.validation)}
-    if quantisation is not None:
-        origin[ORIGIN_KEY] = quantisation.to_plain()
+    if base.quantisation is not None:
+        origin[ORIGIN_KEY] = base.quantisation.to_plain()
     if isinstance(config.adapter, FullConfig):
         origin[METHOD_KEY] = FULL
     return origin

@@ -9,13 +9,12 @@ output layer stay whole too, as the loss reads them without calling their module
 import torch
 from transformers import PreTrainedModel
 
-from core.config import FullConfig, QLoraConfig, RunConfig
+from core.config import RunConfig
 from core.errors import CoreError
 from core.lora.prefix import body_of
+from core.spread import fits_one_gpu, why_not_spread
 from core.training.frozen_part import decoder_layers
 from core.training.parallel import Ranks
-
-_LARGEST_SHARE = 0.7  # of a GPU's memory for the frozen weights; the rest is for the step
 
 
 def should_shard(config: RunConfig, ranks: Ranks, device: torch.device, base_bytes: int) -> bool:
@@ -28,21 +27,13 @@ def should_shard(config: RunConfig, ranks: Ranks, device: torch.device, base_byt
     if not ranks.several or asked == "replicate":
         return False
     if asked == "auto":
-        fits = device.type != "cuda" or base_bytes <= _LARGEST_SHARE * torch.cuda.mem_get_info(device)[1]
-        return ranks.agreed("sharding", lambda: "no" if fits or _why_not(config) else "yes") == "yes"
-    reason = _why_not(config)
+        fits = device.type != "cuda" or fits_one_gpu(base_bytes, torch.cuda.mem_get_info(device)[1])
+        return ranks.agreed("sharding", lambda: "no" if fits or why_not_spread(config) else "yes") == "yes"
+    reason = why_not_spread(config)
     if reason:
         raise CoreError(f"The base can not be spread over the processes: {reason}.",
                         "Set training.parallel to replicate.")
     return True
-
-
-def _why_not(config: RunConfig) -> str:
-    if isinstance(config.adapter, QLoraConfig):
-        return "a quantised base is held whole"
-    if isinstance(config.adapter, FullConfig):
-        return "full fine-tuning trains the base itself"
-    return ""
 
 
 def shard_base(model: PreTrainedModel, device: torch.device, ranks: Ranks) -> None:

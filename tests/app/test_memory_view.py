@@ -55,6 +55,15 @@ def test_on_a_gpu_it_is_the_memory_of_that(page: MethodPage, engines: tuple[Fake
     assert "of 8.0 GB" in view(page).text.text() and legend(page)["weights"] == on_cpu
 
 
+def test_a_base_that_is_spread_over_gpus_counts_as_what_one_holds(page: MethodPage, operations: Operations,
+                                                                 engines: tuple[FakeClient, FakeClient]) -> None:
+    engines[0].hardware = Ready(devices={"cuda:0": 80_000_000_000, "cuda:1": 80_000_000_000, "cpu": 8_000_000_000})
+    operations.changed.emit()
+    page._draft.set_values({"training.device": "all", "training.parallel": "shard"})
+    found = page._probe.estimate()
+    assert found is not None and "The weights of the layers are spread over 2 GPUs." in found.assumptions
+
+
 def legend(page: MethodPage) -> dict[str, str]:
     amounts = page.memory.legend._amounts
     return {part: amount.text() for part, amount in amounts.items() if amount.isVisible()}

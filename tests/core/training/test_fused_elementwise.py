@@ -17,11 +17,12 @@ from transformers.activations import ACT2FN
 from bench.draining import finish
 from core.config import LoraConfig, parse_config
 from core.control import Control
+from core.events import Note
 from core.lora.inject import inject
 from core.lora.method import train_mode
 from core.models.load import load_model
 from core.training import setup as setup_room
-from core.training.fused_elementwise import fuse_elementwise, gated, rms_norm
+from core.training.fused_elementwise import Fused, fuse_elementwise, gated, rms_norm
 from core.training.segments import segmented_attention
 from core.training.setup import prepare
 
@@ -101,7 +102,7 @@ def test_every_method_trains_alike(sections: dict[str, Any], tiny_model: Path, d
     results = []
     for fused in (True, False):
         if not fused:
-            monkeypatch.setattr(setup_room, "fuse_elementwise", lambda model: 0)
+            monkeypatch.setattr(setup_room, "fuse_elementwise", lambda model: Fused(0, {}))
         setup = finish(prepare(parse_config({**plain, **sections}), Control()))
         train_mode(setup.model)
         batch, = setup.batches(list(setup.train[:3]))
@@ -118,10 +119,10 @@ def test_every_method_trains_alike(sections: dict[str, Any], tiny_model: Path, d
 
 
 @pytest.mark.parametrize(("family", "norms", "gates"), [
-    ("llama", 7, 3), ("gemma3", None, 1), ("gpt2", 0, 0)])
+    ("llama", 7, 3), ("gemma3", None, 1), ("phi3", None, 2), ("gpt2", 0, 0)])
 def test_what_is_fused(family: str, norms: int | None, gates: int, tmp_path: Path) -> None:
     model = load_model(build_tiny(family, tmp_path / family), CPU, torch.float32)
-    count = fuse_elementwise(model)
+    count = fuse_elementwise(model).modules
     found = {name: module for name, module in model.named_modules() if "forward" in vars(module)}
     assert len(found) == count
     assert sum(name.endswith("mlp") for name in found) >= gates
@@ -135,7 +136,7 @@ def test_a_base_in_16_bits_has_its_norms_as_they_were(tiny_model: Path) -> None:
     for fused in (False, True):
         model = load_model(tiny_model, CPU, torch.bfloat16)
         if fused:
-            assert fuse_elementwise(model)
+            assert fuse_elementwise(model).modules
         outputs.append(model(input_ids=ids).logits)
     assert torch.equal(*outputs)
 
@@ -196,20 +197,28 @@ class _TwoInputs(_Scaled):
 @pytest.mark.parametrize("kind", [_Halved, _CenteredRMSNorm, _TwoInputs, _Bounded, _EpsOutsideRMSNorm])
 def test_another_kind_stays_as_it_is(kind: type[nn.Module]) -> None:
     model = nn.Sequential(kind(), kind()).requires_grad_(False)
-    assert fuse_elementwise(model) == 0
+    assert fuse_elementwise(model) == Fused(0, {kind.__name__: (2, 2)})
     assert not any("forward" in vars(module) for module in model)
 
 
 def test_modules_of_other_settings_are_asked_themselves() -> None:
     model = nn.Sequential(_Scaled(1.0), _Scaled(0.5), _Scaled(1.0)).requires_grad_(False)
-    assert fuse_elementwise(model) == 2
+    assert fuse_elementwise(model) == Fused(2, {"_Scaled": (1, 3)})
     assert ["forward" in vars(module) for module in model] == [True, False, True]
+
+
+def test_a_run_tells_what_stays_as_it_is(tiny_model: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup_room, "fuse_elementwise", lambda model: Fused(5, {"OddMLP": (2, 4), "OddNorm": (3, 3)}))
+    config = parse_config({"model": {"path": str(tiny_model)}, "data": {"train": [str(data)]}})
+    notes = [event.message for event in prepare(config, Control()) if isinstance(event, Note)]
+    assert ("2 of 4 OddMLP and 3 of 3 OddNorm are computed in single operations: "
+            "one for all of them did not give the same.") in notes
 
 
 def test_an_activation_that_learns_is_left_alone() -> None:
     model = _Scaled()
     model.act_fn = nn.PReLU()
-    assert fuse_elementwise(nn.Sequential(model).requires_grad_(False)) == 0
+    assert fuse_elementwise(nn.Sequential(model).requires_grad_(False)) == Fused(0, {})
 
 
 @pytest.mark.parametrize("learns", [0, 1])

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from core.config import RunConfig, dump_config, parse_config
 from core.control import Control
 from core.data.template import EncodedRow
-from core.events import CheckpointSaved, Evaluated, Failed, Finished, Planned, StepDone
+from core.events import CheckpointSaved, Evaluated, Failed, Finished, Note, Planned, StepDone
 from core.jobs import Resume, Train
 from core.runs.folder import RunFolder
 from core.training.checkpoint import damage
@@ -202,6 +202,20 @@ def test_what_holds_with_other_methods(adapter: dict[str, Any], training: dict[s
         assert _largest_difference(one.final / name, two.final / name) < 1e-5
     if config.adapter.method == "adalora":  # the ranks that are kept come from the gradients of all
         assert [event.ranks for event in _ranks_chosen(one)] == [event.ranks for event in _ranks_chosen(two)]
+
+
+@pytest.mark.full
+def test_every_process_computes_once_what_its_rows_begin_with(tiny_model: Path, data: Path, tmp_path: Path) -> None:
+    config = _config(tiny_model, data, batch_size=24)
+    whole = _config(tiny_model, data, batch_size=24, shared_prefix="off")
+    list(train(Train(whole, tmp_path / "one"), Control()))
+    code, _, err = _torchrun("train", _run_file(config, tmp_path), "--run-dir", tmp_path / "two")
+    assert code == 0, err
+    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+    told = [any("once for all of them" in note.message for note in _events(run.path, Note)) for run in (one, two)]
+    assert told == [False, True]
+    name = "adapter_model.safetensors"
+    assert _largest_difference(one.adapter / name, two.adapter / name) < 1e-5
 
 
 def _ranks_chosen(run: RunFolder) -> list[Any]:

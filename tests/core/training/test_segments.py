@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny_models import FAMILIES, build_tiny, some_quick
+from torch import Tensor
 from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, PretrainedConfig
 
 from core.config import LoraConfig
@@ -96,6 +98,22 @@ def test_a_model_that_leaks_between_rows_is_padded_and_says_so(tiny_model: Path,
     assert isinstance(path.batches, partial) and path.batches.func is pad
     assert not path.packed and not path.shares
     assert "padded" in path.reason
+
+
+@pytest.mark.parametrize("packing", ["auto", "on", "off"])
+def test_a_model_with_another_output_layer_is_computed_the_plain_way_and_says_so(
+        packing: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from core.training import computing_path
+
+    def fails(*args: Any) -> Tensor:
+        raise NotImplementedError
+
+    model = _adapted(tiny_model)
+    monkeypatch.setattr(computing_path, "chunked_loss", fails)
+    path = choose_path(model, _rows((30, 25)), packing, CPU)
+    assert path.summed_loss is direct_loss
+    assert path.packed == path.shares == (packing != "off")
+    assert path.reason == "The output layer of this model is computed the plain way, with more memory."
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import FAMILIES, build_tiny, some_quick
+from tiny_models import FAMILIES, MIXTURES, build_tiny, some_quick
 
 from core.config import RunConfig, parse_config
 from core.control import Control
@@ -20,10 +20,12 @@ from core.data.template import EncodedRow
 from core.estimate import PACK_TOKENS
 from core.events import Evaluated, Event, Note, Result, StepDone
 from core.jobs import Resume, Train
+from core.lora.adalora import AdaLoraLayer
 from core.lora.adaptation import Adaptation
 from core.lora.inject import lora_layers
 from core.lora.method import Material, train_mode
 from core.models.load import load_model, load_tokenizer
+from core.models.quantise import quantisation_of
 from core.training.computing_path import choose_path
 from core.training.loop import resume, train
 from core.training.loss import chunked_loss, direct_loss
@@ -50,11 +52,13 @@ def _rows(shared: int = 70, lengths: Sequence[int] = LENGTHS, unlabelled: int = 
 
 def _installed(folder: Path, **tables: Any):
     config = parse_config({"model": {"path": str(folder)}, **tables})
-    model = load_model(folder, CPU, torch.float32)
+    model = load_model(folder, CPU, torch.float32, quantisation_of(config.adapter, torch.float32))
     adaptation = Adaptation(config)
     adaptation.install(model, Material(_rows(), 0, load_tokenizer(folder), {}))
     for layer in lora_layers(model).values():
         torch.nn.init.normal_(layer.lora_b, std=0.05)
+        if isinstance(layer, AdaLoraLayer):
+            torch.nn.init.normal_(layer.lora_e)
     train_mode(model)
     return model, adaptation
 
@@ -76,7 +80,7 @@ def _same(found: tuple, expected: tuple) -> None:
         torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", some_quick(FAMILIES))
+@pytest.mark.parametrize("family", some_quick([*FAMILIES, *MIXTURES]))
 def test_loss_and_gradients_are_those_of_whole_rows_in_every_family(family: str, tmp_path: Path) -> None:
     model, adaptation = _installed(build_tiny(family, tmp_path / family), adapter={"rank": 2})
     rows = _rows()  # longer than the sliding window of the tiny Gemmas
@@ -94,9 +98,11 @@ def test_loss_and_gradients_are_those_of_whole_rows_in_every_family(family: str,
 
 @pytest.mark.parametrize("tables", [
     {"adapter": {"rank": 2}, "prefix": {"length": 4}}, {"adapter": {"method": "none"}, "bottleneck": {"size": 8}},
-    {"adapter": {"method": "dora", "rank": 2}}, {"adapter": {"method": "full"}},
-    {"adapter": {"rank": 2, "first_layer": 1}}, {"adapter": {"rank": 2, "modules_to_save": ["embed_tokens"]}},
-], ids=["prefix", "bottleneck", "dora", "full", "upper layers", "embedding"])
+    {"adapter": {"method": "dora", "rank": 2}}, {"adapter": {"method": "adalora", "rank": 2}},
+    {"adapter": {"method": "qlora", "rank": 2}}, {"adapter": {"rank": 2, "init": "pissa"}},
+    {"adapter": {"method": "full"}}, {"adapter": {"rank": 2, "first_layer": 1}},
+    {"adapter": {"rank": 2, "modules_to_save": ["embed_tokens"]}},
+], ids=["prefix", "bottleneck", "dora", "adalora", "qlora", "pissa", "full", "upper layers", "embedding"])
 def test_every_method_learns_the_same(tables: dict[str, Any], tiny_model: Path) -> None:
     model, adaptation = _installed(tiny_model, **tables)
     rows = _rows()
@@ -159,7 +165,10 @@ def test_positions_that_depend_on_the_length_of_a_pass_are_not_shared(rope: str,
                                                                      tiny_model: Path) -> None:
     model, _ = _installed(tiny_model, adapter={"rank": 2})
     model.config.rope_parameters = {**(model.config.rope_parameters or {}), "rope_type": rope}
-    assert choose_path(model, _rows(), "auto", CPU).shares == shares
+    path = choose_path(model, _rows(), "auto", CPU)
+    assert path.packed and path.shares == shares
+    assert path.reason == ("" if shares else "What rows begin with in common is computed in each of them, as the "
+                           "positions of this model depend on the length of a row.")
 
 
 def test_it_goes_with_activation_checkpointing(tiny_model: Path) -> None:
@@ -216,6 +225,8 @@ def test_a_model_that_can_not_go_on_from_it_computes_whole_rows(tiny_model: Path
     monkeypatch.setattr(segments, "packed_segments", without)
     path = choose_path(model, rows, "auto", CPU)
     assert path.packed and not path.shares
+    assert "computed in each of them" in path.reason
+    assert choose_path(model, rows, "auto", CPU, share=False).reason == ""
 
 
 def _config(model: Path, data: Path, adapter: dict[str, Any] | None = None, **training: Any) -> RunConfig:
