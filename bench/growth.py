@@ -1,6 +1,7 @@
 """How cost grows with work: length, rank, batch, layers, rows, a file of 1 GB. Writes docs/performance.md and plots.
 
     python bench/growth.py [--only TEXT] [--again] [--report] [--rows 1000 10000 100000 1000000] [--model starter]
+                           [--file FILE]
 
 Each point is a run in a process of its own and leaves one result file in bench/results/growth, so that what was
 interrupted goes on. --report writes the page from the results that there are.
@@ -38,11 +39,12 @@ def main() -> int:
     parser.add_argument("--report", action="store_true", help="only write the page")
     parser.add_argument("--rows", type=int, nargs="*", default=list(ROWS))
     parser.add_argument("--model", default="starter")
+    parser.add_argument("--file", type=Path, help="rows of which the data files are made, as for bench/data.py")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "growth")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.report:
-        for name, ask in work(str(resolve(options.model)), options.rows).items():
+        for name, ask in work(str(resolve(options.model)), options.rows, options.file).items():
             if options.only in name and (options.again or not (options.out / f"{name}.json").exists()):
                 keep(options.out / f"{name}.json", ask())
     write_report(options.out, ROOT / "docs")
@@ -60,11 +62,12 @@ def write_report(out: Path, docs: Path) -> None:
             draw(sweep, results, docs / f"growth-{sweep.name}.svg")
 
 
-def work(model: str, rows: list[int]) -> dict[str, Callable[[], dict[str, float]]]:
+def work(model: str, rows: list[int], file: Path | None = None) -> dict[str, Callable[[], dict[str, float]]]:
     """What is measured, by the name of its result file."""
     points = {sweep.point_name(point): partial(measure, point, model) for sweep, point in every_point()}
-    prepared = {f"rows.{count}": partial(prepare, count, model) for count in rows}
-    return {**points, **prepared, LARGE: partial(large_file, model)}
+    source = () if file is None else ("--file", str(file))
+    prepared = {f"rows.{count}": partial(prepare, count, model, *source) for count in rows}
+    return {**points, **prepared, LARGE: partial(large_file, model, *source)}
 
 
 def keep(path: Path, result: dict[str, float]) -> None:
@@ -86,14 +89,14 @@ def measure(point: Point, model: str) -> dict[str, float]:
                                             "peak_rss_bytes", "matrix_gflops", "flops", "estimated_bytes")}
 
 
-def prepare(rows: int, model: str) -> dict[str, float]:
+def prepare(rows: int, model: str, *source: str) -> dict[str, float]:
     """Tokenising so many rows and an epoch over them, as bench/data.py measures it."""
-    return data_figures(model, "--rows", "0", "--prepare", str(rows))[f"prepare {rows}"]
+    return data_figures(model, "--rows", "0", "--prepare", str(rows), *source)[f"prepare {rows}"]
 
 
-def large_file(model: str) -> dict[str, float]:
+def large_file(model: str, *source: str) -> dict[str, float]:
     """Opening and scanning a file of 1 GB, as bench/data.py measures it."""
-    found = data_figures(model, "--prepare")
+    found = data_figures(model, "--prepare", *source)
     return found["open"] | found["scan"]
 
 

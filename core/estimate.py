@@ -25,6 +25,7 @@ from core.targets import select_targets
 # 640 leave the peak memory of the starter model below a fifth of what peft with the Trainer takes.
 PACK_TOKENS = 640
 PACK_TOKENS_ON_CUDA = 1024
+_ALIKE = 0.95  # rows of about one length: the mean as a part of the longest
 _FILLED = 0.9  # of a device's memory is taken at most before layers are computed twice
 CHUNK_LOGITS = 16 * 2**20  # numbers of the output layer that are held at once: 64 MB in fp32
 
@@ -183,7 +184,10 @@ def largest_pass(config: RunConfig, scan: DataScanned | None = None) -> Pass:
     """What is computed at once at most; without a scan every row is taken to be of the maximum length."""
     limit = config.data.max_length
     longest = min(scan.longest, limit) if scan is not None and scan.rows else limit
-    tokens = max(longest, min(pack_tokens(config.training.on_cuda), config.training.batch_size * longest))
+    most = pack_tokens(config.training.on_cuda)
+    if scan is None or scan.tokens >= _ALIKE * scan.rows * longest:  # what is left of a pass is too short for a row
+        most -= most % max(longest, 1)
+    tokens = max(longest, min(most, config.training.batch_size * longest))
     return Pass(tokens, longest, config.training.packing != "off")
 
 

@@ -2,7 +2,8 @@
 
 A step has two moments at which most is held. "Computing" is where the forward pass has just ended: all activations,
 and the piece of the output layer that is at work. "Updating" is where all gradients are there and the optimizer
-works through them. The parts that are told are those of the moment that needs more.
+works through them. The parts that are told are those of the moment that needs more. Where a step needs less than the
+loading before it, at which the model's file is there beside the weights that are made of it, the rest is overhead.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,8 +25,8 @@ VOCABULARY_BYTES = 950  # of the tokenizer, for each entry
 QUANTISER_BYTES = 50_000_000  # bitsandbytes
 CUDA_CONTEXT_BYTES = 750_000_000
 # Between blocks that come and go the C library leaves gaps that do not fit the next ones. In the first passes they
-# grow to a quarter (DoRA, large blocks) up to six tenths (a model of width 72) of what a pass keeps, and then stay.
-GAPS = 0.4
+# grow to a good half of what a pass keeps (LoRA on the starter, passes of 128 to 4,096 tokens), and then stay.
+GAPS = 0.55
 GAPS_ON_CUDA = 0.10  # torch's own allocator there
 _FP32 = BYTES["fp32"]
 VOCABULARY_BLOCK = 768  # tokens of the vocabulary at once, behind a frozen output layer in fp32 on the CPU
@@ -76,7 +77,9 @@ def memory_parts(config: RunConfig, card: ModelCard, trained: Trained, work: Wor
     updating = {**held, "adapter": held["adapter"] + starts, "gradients": gradients}  # which is done in place
     computing["overhead"] = round((GAPS_ON_CUDA if work.on_cuda else GAPS) * computing["activations"])
     most = max(computing, updating, key=lambda parts: sum(parts.values()))
-    most["overhead"] = most.get("overhead", 0) + _program_bytes(config, card, work.on_cuda)
+    loading = held["weights"] + (0 if work.on_cuda else _file_bytes(card, work.dtype))
+    most["overhead"] = most.get("overhead", 0) + max(loading - sum(most.values()), 0)
+    most["overhead"] += _program_bytes(config, card, work.on_cuda)
     return {part: most.get(part, 0) for part in PARTS}
 
 
@@ -106,6 +109,11 @@ def _output_bytes(config: RunConfig, card: ModelCard, targets: Sequence[ModuleIn
     in_one_pass = not learns and not work.on_cuda and work.dtype == "fp32"
     logits = work.once.tokens * min(VOCABULARY_BLOCK, card.vocabulary) if in_one_pass else work.logits
     return max(logits * _LOGIT_BYTES + of_head, 2 * of_head, of_layer)
+
+
+def _file_bytes(card: ModelCard, dtype: str) -> int:
+    """Of the model's file where it is read into memory; weights of the file's own type are the file itself."""
+    return 0 if card.dtype == dtype else card.bytes_on_disk
 
 
 def _program_bytes(config: RunConfig, card: ModelCard, on_cuda: bool) -> int:

@@ -21,7 +21,7 @@ from core.data.row_store import digest_of_all, row_lengths
 from core.data.template import EncodedRow
 from core.errors import ConfigError, ModelError
 from core.estimate import with_checkpointing
-from core.events import Event, Note, Progress
+from core.events import DataScanned, Event, Note, Progress
 from core.lora.adaptation import Adaptation
 from core.lora.beside import add_tokens
 from core.lora.full import METHOD as FULL
@@ -206,11 +206,12 @@ def _may_share(config: RunConfig, spread: bool) -> bool:
 
 def _with_checkpointing(config: RunConfig, base: _Base, rows: PreparedData, ranks: Ranks) -> RunConfig:
     """Activation checkpointing on or off, the same for all processes, by what was free before the base came."""
-    longest = config.data.model_copy(update={"max_length": min(max(_longest(rows), 1), config.data.max_length)})
-    here = _with_training(config, device=str(base.device)).model_copy(update={"data": longest})
+    tokens = sum(int(row_lengths(part).sum()) for part in (rows.train, rows.validation))
+    scan = DataScanned((), "", len(rows.train) + len(rows.validation), tokens, 0, 0, 0, _longest(rows), ())
+    here = _with_training(config, device=str(base.device))
     gpus = ranks.place.world if base.spread else 1
     chosen = ranks.agreed("activation checkpointing", lambda: with_checkpointing(
-        here, base.card, base.free, gpus=gpus).training.activation_checkpointing)
+        here, base.card, base.free, scan, gpus).training.activation_checkpointing)
     return _with_training(config, activation_checkpointing=chosen)
 
 

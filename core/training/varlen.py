@@ -90,7 +90,8 @@ def _asked(kind: Kind, one_by_one: Attend) -> bool:
     """Compare the kernel with `one_by_one` on short rows, in the results and in the gradients."""
     before = _ASKED_BEFORE if kind.goes_on else 0
     try:
-        with torch.enable_grad():
+        # whatever it is asked within: an answer, an evaluation, or layers that are computed a second time
+        with torch.inference_mode(False), torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_as_is, _as_is):
             rows = [_states(kind, kind.heads, length) for length in _ASKED]
             keys, values = ([_states(kind, kind.key_value_heads, length + before, more) for length in _ASKED]
                             for more in (1.0, 2.0))
@@ -112,6 +113,10 @@ def _asked(kind: Kind, one_by_one: Attend) -> bool:
     if not alike:
         _log.info("packed rows attend one after the other: at once they would not give the same for %s", kind)
     return alike
+
+
+def _as_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _states(kind: Kind, heads: int, length: int, more: float = 0.0) -> Tensor:

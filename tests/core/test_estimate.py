@@ -8,7 +8,7 @@ from safetensors.numpy import save
 
 from core.config import RunConfig, parse_config
 from core.errors import AdapterError
-from core.estimate import Estimate, estimate, measured, on_device
+from core.estimate import Estimate, estimate, largest_pass, measured, on_device
 from core.events import DataScanned
 from core.records import ModelCard, ModuleInfo
 from core.run_problems import Problem, advice, planned_steps, problems
@@ -92,6 +92,15 @@ def test_the_parts_are_those_of_the_moment_that_needs_most() -> None:
     assert updating.memory["activations"] == 0 and updating.memory["gradients"] == 200_000_000
     assert updating.memory["optimizer"] == 400_000_000  # two moments; the new weight is made in place
     assert updating.memory["weights"] == 200_000_000 and updating.memory["adapter"] == 0
+
+
+@pytest.mark.parametrize(("length", "scan", "expected"), [
+    (128, {}, 640), (256, {}, 512), (512, {}, 512), (2048, {}, 2048),
+    (256, {"longest": 256, "tokens": 25_600}, 512), (256, {"longest": 256, "tokens": 25_000}, 512),
+    (256, {"longest": 256, "tokens": 9_000}, 640), (2048, {"longest": 256, "tokens": 9_000}, 640)])
+def test_a_pass_is_filled_as_far_as_its_rows_allow(length: int, scan: dict[str, Any], expected: int) -> None:
+    run = config(data={"train": [__file__], "max_length": length}, training={"batch_size": 8, "device": "cpu"})
+    assert largest_pass(run, make_scan(**scan) if scan else None).tokens == expected
 
 
 def test_quantised_bases_have_less_weight_and_their_library() -> None:

@@ -1,6 +1,6 @@
 """All packed rows in one call give what row after row gives. The kernel needs a GPU: here one of ours stands in."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,13 @@ def test_where_the_kernel_does_not_run_rows_come_one_by_one(error: Exception, wi
 
     monkeypatch.setattr(kernel, "varlen_attn", fails)
     assert not _suits()
+
+
+@pytest.mark.parametrize("within", [torch.no_grad, torch.inference_mode,
+                                    lambda: torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda _: None)])
+def test_it_can_be_asked_anywhere(within: Callable[[], Any], with_kernel: list[int]) -> None:
+    with within():
+        assert _suits()
 
 
 def test_on_the_cpu_nothing_is_asked() -> None:
