@@ -69,14 +69,15 @@ class MemoryProbe(QObject):
     def measure(self) -> None:
         """Train a step on the longest rows of the chosen data."""
         found = self._plain()
-        if found is None or not self.ready:
+        expected = self._estimated(1)  # what measures is one process, which holds the whole base
+        if found is None or expected is None or not self.ready:
             return
         run, config = self._run(), self._draft.config
         self.failure, self.stage = "", "Waiting for the engine…"
 
         def take(event: MemoryMeasured) -> None:
             self._measured_run, self._kind = run, _kind_of(config)
-            self._difference = event.bytes - found.memory_bytes
+            self._difference = event.bytes - expected.memory_bytes
 
         self._operation = self._operations.work(ProbeMemory(config)).on(Progress, self._progress) \
             .on(MemoryMeasured, take).on(Failed, self._failed)
@@ -92,16 +93,22 @@ class MemoryProbe(QObject):
     def _plain(self) -> Estimate | None:
         """As estimated; kept, as several places show it."""
         draft = self._draft
-        config, card = on_device(draft.config, list(draft.devices)), draft.card
-        asked = (draft.config, card, draft.scan, tuple(draft.devices))
+        asked = (draft.config, draft.card, draft.scan, tuple(draft.devices))
         if asked != self._asked:
-            self._asked, self._found = asked, None
-            if card is not None:
-                with contextlib.suppress(AdapterError):  # told at its field
-                    gpus = spread_here(draft.config, card, draft.devices)
-                    config = with_checkpointing(config, card, self.memory_bytes, draft.scan, gpus)
-                    self._found = estimate(config, card, draft.scan, gpus)
+            gpus = 1 if draft.card is None else spread_here(draft.config, draft.card, draft.devices)
+            self._asked, self._found = asked, self._estimated(gpus)
         return self._found
+
+    def _estimated(self, gpus: int) -> Estimate | None:
+        """The estimate where the base is spread over so many GPUs."""
+        draft = self._draft
+        if draft.card is None:
+            return None
+        config = on_device(draft.config, list(draft.devices))
+        with contextlib.suppress(AdapterError):  # told at its field
+            config = with_checkpointing(config, draft.card, self.memory_bytes, draft.scan, gpus)
+            return estimate(config, draft.card, draft.scan, gpus)
+        return None
 
     @property
     def memory_bytes(self) -> int:

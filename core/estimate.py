@@ -25,7 +25,7 @@ from core.targets import select_targets
 # 640 leave the peak memory of the starter model below a fifth of what peft with the Trainer takes.
 PACK_TOKENS = 640
 PACK_TOKENS_ON_CUDA = 1024
-_ALIKE = 0.95  # rows of about one length: the mean as a part of the longest
+_SHORT_ROWS = 0.1  # of all: enough of them to fill what longer ones leave of a pass
 _FILLED = 0.9  # of a device's memory is taken at most before layers are computed twice
 CHUNK_LOGITS = 16 * 2**20  # numbers of the output layer that are held at once: 64 MB in fp32
 
@@ -181,14 +181,25 @@ def _held_dtype(config: RunConfig) -> tuple[str, str]:
 
 
 def largest_pass(config: RunConfig, scan: DataScanned | None = None) -> Pass:
-    """What is computed at once at most; without a scan every row is taken to be of the maximum length."""
+    """What is computed at once at most; without a scan every row may have any length up to the maximum."""
     limit = config.data.max_length
     longest = min(scan.longest, limit) if scan is not None and scan.rows else limit
     most = pack_tokens(config.training.on_cuda)
-    if scan is None or scan.tokens >= _ALIKE * scan.rows * longest:  # what is left of a pass is too short for a row
-        most -= most % max(longest, 1)
+    rows = most // max(longest, 1)  # of the longest
+    if scan is not None and (rows + 1) * (_short_row(scan, longest) - 1) > most:  # one more has no room in a pass
+        most = rows * longest
     tokens = max(longest, min(most, config.training.batch_size * longest))
     return Pass(tokens, longest, config.training.packing != "off")
+
+
+def _short_row(scan: DataScanned, longest: int) -> int:
+    """The length that only the shorter rows of a dataset do not reach, at least; 0 where that is not known."""
+    passed, bins = 0, len(scan.length_counts)
+    for number, count in enumerate(scan.length_counts):
+        passed += count
+        if passed > _SHORT_ROWS * sum(scan.length_counts):
+            return min(number * scan.longest // bins, longest)
+    return 0
 
 
 def pack_tokens(on_cuda: bool) -> int:

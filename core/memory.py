@@ -77,7 +77,7 @@ def memory_parts(config: RunConfig, card: ModelCard, trained: Trained, work: Wor
     updating = {**held, "adapter": held["adapter"] + starts, "gradients": gradients}  # which is done in place
     computing["overhead"] = round((GAPS_ON_CUDA if work.on_cuda else GAPS) * computing["activations"])
     most = max(computing, updating, key=lambda parts: sum(parts.values()))
-    loading = held["weights"] + (0 if work.on_cuda else _file_bytes(card, work.dtype))
+    loading = held["weights"] + (0 if work.on_cuda else _file_bytes(config, card, work.dtype))
     most["overhead"] = most.get("overhead", 0) + max(loading - sum(most.values()), 0)
     most["overhead"] += _program_bytes(config, card, work.on_cuda)
     return {part: most.get(part, 0) for part in PARTS}
@@ -111,9 +111,10 @@ def _output_bytes(config: RunConfig, card: ModelCard, targets: Sequence[ModuleIn
     return max(logits * _LOGIT_BYTES + of_head, 2 * of_head, of_layer)
 
 
-def _file_bytes(card: ModelCard, dtype: str) -> int:
-    """Of the model's file where it is read into memory; weights of the file's own type are the file itself."""
-    return 0 if card.dtype == dtype else card.bytes_on_disk
+def _file_bytes(config: RunConfig, card: ModelCard, dtype: str) -> int:
+    """Of the model's file where the weights are made of it; where they have its type they are the file itself."""
+    itself = card.dtype == dtype and not isinstance(config.adapter, QLoraConfig)
+    return 0 if itself else card.bytes_on_disk
 
 
 def _program_bytes(config: RunConfig, card: ModelCard, on_cuda: bool) -> int:

@@ -38,6 +38,7 @@ from core.events import (
     ModelInspected,
     ModelsListed,
     Result,
+    Warned,
 )
 from core.jobs import (
     DownloadModel,
@@ -157,8 +158,9 @@ def estimate(options: argparse.Namespace, control: Control) -> Iterator[Event]:
     devices = _devices()
     there = estimates.on_device(config, list(devices))
     memory = devices.get(there.training.device, virtual_memory().total)
-    gpus = estimates.spread_here(config, card, devices)
-    found = estimates.estimate(estimates.with_checkpointing(there, card, memory, gpus=gpus), card, gpus=gpus)
+    scan = yield from _scanned(config, control)
+    gpus = 1 if options.probe else estimates.spread_here(config, card, devices)  # one process holds the whole base
+    found = estimates.estimate(estimates.with_checkpointing(there, card, memory, scan, gpus), card, scan, gpus)
     probed = {}
     if options.probe:
         peak = yield from _measured_peak(config, control)
@@ -177,6 +179,22 @@ def estimate(options: argparse.Namespace, control: Control) -> Iterator[Event]:
         "problems": [dataclasses.asdict(problem) for problem in problems(config, card)],
         "advice": [dataclasses.asdict(item) for item in advice(config, card)],
     })
+
+
+def _scanned(config: RunConfig, control: Control) -> Generator[Event, None, DataScanned | None]:
+    """The lengths of the rows, or None where there are no files or no rows to read."""
+    if not config.data.train or not all(Path(file).is_file() for file in config.data.train):
+        return None
+    found = None
+    try:
+        for event in _without_result(run_job(ScanData(config), control)):
+            if isinstance(event, DataScanned):
+                found = event
+            else:
+                yield event
+    except CoreError as error:
+        yield Warned(f"The rows could not be read: {error.message}", "Every length up to the maximum is reckoned with.")
+    return found
 
 
 def _measured_peak(config: RunConfig, control: Control) -> Generator[Event, None, int]:

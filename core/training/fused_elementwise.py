@@ -96,7 +96,7 @@ class Fused(NamedTuple):
     def words(self) -> str:
         """Which stay in single operations, for people; empty where none does."""
         names = " and ".join(f"{some:,} of {total:,} {name}" for name, (some, total) in sorted(self.single.items()))
-        return f"{names} are computed in single operations: one for all of them did not give the same." if names else ""
+        return f"{names} are computed in single operations: one could not be shown to give the same." if names else ""
 
 
 def fuse_elementwise(model: nn.Module) -> Fused:

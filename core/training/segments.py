@@ -52,7 +52,7 @@ def packed_segments(
     # split, not slices: the gradient of a slice is as large as the whole, and there is one for every row
     queries, *own = (states.split(lengths, dim=2) for states in (query, key, value))
     keys, values = (_behind([both[which] for both in before], parts, query.dtype) for which, parts in enumerate(own))
-    if suits(query, key, sliding_window, bool(before), softcap, attend_in_groups):
+    if suits(query, key, value, sliding_window, bool(before), softcap, attend_in_groups):
         if before:
             key, value = (torch.cat(list(parts), dim=2) for parts in (keys, values))
         totals = [part.shape[2] for part in keys]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,6 +19,7 @@ from core.control import Control
 from core.data.batching import Batch
 from core.data.prepare import PreparedData, prepare_rows
 from core.data.row_store import digest_of_all, row_lengths
+from core.data.scan import HISTOGRAM_BINS
 from core.data.template import EncodedRow
 from core.errors import ConfigError, ModelError
 from core.estimate import with_checkpointing
@@ -206,13 +208,20 @@ def _may_share(config: RunConfig, spread: bool) -> bool:
 
 def _with_checkpointing(config: RunConfig, base: _Base, rows: PreparedData, ranks: Ranks) -> RunConfig:
     """Activation checkpointing on or off, the same for all processes, by what was free before the base came."""
-    tokens = sum(int(row_lengths(part).sum()) for part in (rows.train, rows.validation))
-    scan = DataScanned((), "", len(rows.train) + len(rows.validation), tokens, 0, 0, 0, _longest(rows), ())
+    scan = _scanned(rows)
     here = _with_training(config, device=str(base.device))
     gpus = ranks.place.world if base.spread else 1
     chosen = ranks.agreed("activation checkpointing", lambda: with_checkpointing(
         here, base.card, base.free, scan, gpus).training.activation_checkpointing)
     return _with_training(config, activation_checkpointing=chosen)
+
+
+def _scanned(rows: PreparedData) -> DataScanned:
+    """The lengths of the rows, as a scan of the data tells them."""
+    lengths = np.concatenate([row_lengths(part) for part in (rows.train, rows.validation)])
+    longest = _longest(rows)
+    counts = np.histogram(lengths, bins=HISTOGRAM_BINS, range=(0, max(longest, 1)))[0]
+    return DataScanned((), "", len(lengths), int(lengths.sum()), 0, 0, 0, longest, tuple(counts.tolist()))
 
 
 def _with_training(config: RunConfig, **values: Any) -> RunConfig:

@@ -53,7 +53,7 @@ def rows_of(setup: Setup, step: int) -> list[EncodedRow]:
     """The rows of `step` (from 0), on all ranks together.
 
     They are not read ahead while the step before computes: with their packing that takes less than a millisecond for
-    eight rows out of a million (docs/performance.md).
+    eight rows out of 100,000 (docs/performance.md).
     """
     training = setup.config.training
     chosen = step_rows(step, len(setup.train), training.batch_size * training.gradient_accumulation, training.seed)

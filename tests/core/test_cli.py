@@ -287,6 +287,25 @@ def test_estimate_counts(run_file: Path, capsys: pytest.CaptureFixture[str]):
     assert f"{eight['trainable_parameters']:,}" in capsys.readouterr().out
 
 
+def test_estimate_reckons_with_the_rows_that_are_there(run_file: Path, tiny_model: Path, tmp_path: Path,
+                                                       capsys: pytest.CaptureFixture[str]):
+    def most_tokens(*changes: str) -> int:
+        given = [part for change in changes for part in ("--set", change)]
+        assert main(["estimate", str(run_file), "--json", "--set", "training.batch_size=1", *given]) == 0
+        words = next(words for words in last_json(capsys)["assumptions"] if "computed at once" in words)
+        return int("".join(filter(str.isdigit, words)))
+
+    capsys.readouterr()
+    assert 0 < most_tokens("data.max_length=500") < 100  # as long as the longest row
+    assert most_tokens("data.max_length=500", "data.train=[]") == 500
+    model = tmp_path / "with a damaged template"
+    shutil.copytree(tiny_model, model)
+    (model / "chat_template.jinja").write_text("{% for", encoding="utf-8")
+    assert main(["estimate", str(run_file), "--set", f"model.path={json.dumps(str(model))}"]) == 0
+    shown = capsys.readouterr()
+    assert "The rows could not be read" in shown.out + shown.err
+
+
 def test_estimate_is_corrected_by_a_probe(run_file: Path, capsys: pytest.CaptureFixture[str],
                                           monkeypatch: pytest.MonkeyPatch):
     def probe(job: ProbeMemory, control: Control) -> Iterator[Event]:

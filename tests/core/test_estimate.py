@@ -94,13 +94,32 @@ def test_the_parts_are_those_of_the_moment_that_needs_most() -> None:
     assert updating.memory["weights"] == 200_000_000 and updating.memory["adapter"] == 0
 
 
-@pytest.mark.parametrize(("length", "scan", "expected"), [
-    (128, {}, 640), (256, {}, 512), (512, {}, 512), (2048, {}, 2048),
-    (256, {"longest": 256, "tokens": 25_600}, 512), (256, {"longest": 256, "tokens": 25_000}, 512),
-    (256, {"longest": 256, "tokens": 9_000}, 640), (2048, {"longest": 256, "tokens": 9_000}, 640)])
-def test_a_pass_is_filled_as_far_as_its_rows_allow(length: int, scan: dict[str, Any], expected: int) -> None:
-    run = config(data={"train": [__file__], "max_length": length}, training={"batch_size": 8, "device": "cpu"})
-    assert largest_pass(run, make_scan(**scan) if scan else None).tokens == expected
+def _equal(length: int) -> dict[str, Any]:
+    return {"longest": length, "length_counts": (*(0,) * 39, 100)}
+
+
+@pytest.mark.parametrize(("length", "scan", "device", "expected"), [
+    (256, None, "cpu", 640), (2048, None, "cpu", 2048), (512, None, "cuda:0", 1024),
+    (128, _equal(128), "cpu", 640), (256, _equal(256), "cpu", 512), (2048, _equal(512), "cpu", 512),
+    (512, _equal(321), "cpu", 640), (1024, _equal(513), "cuda:0", 1024),  # the last token of a row is not computed
+    (512, {"longest": 256, "length_counts": (*(0,) * 19, 15, *(0,) * 19, 85)}, "cpu", 640),
+    (512, {"longest": 256, "length_counts": (*(0,) * 19, 5, *(0,) * 19, 95)}, "cpu", 512)])
+def test_a_pass_is_filled_as_far_as_its_rows_allow(length: int, scan: dict[str, Any] | None, device: str,
+                                                   expected: int) -> None:
+    run = config(data={"train": [__file__], "max_length": length}, training={"batch_size": 8, "device": device})
+    assert largest_pass(run, None if scan is None else make_scan(**scan)).tokens == expected
+
+
+@pytest.mark.parametrize(("dtype", "adapter", "counts"), [
+    ("fp32", {}, True), ("bf16", {}, False), ("bf16", {"method": "qlora"}, True), ("fp32", {"method": "qlora"}, True)])
+def test_the_file_is_there_beside_the_weights_that_are_made_of_it(dtype: str, adapter: dict[str, Any],
+                                                                 counts: bool) -> None:
+    run = config(training={"dtype": dtype}, adapter=adapter)
+    small, large = (estimate(run, make_card(bytes_on_disk=size)).memory for size in (1, 10**10))
+    more = sum(large.values()) - sum(small.values())
+    assert (more > 0.9 * 10**10) == counts
+    assert {**large, "overhead": 0} == {**small, "overhead": 0}
+    assert not counts or sum(large.values()) > 10**10 + large["weights"]
 
 
 def test_quantised_bases_have_less_weight_and_their_library() -> None:

@@ -124,7 +124,8 @@ def test_a_model_learns_the_same(family: str, shared: bool, tmp_path: Path, with
 
 
 def _suits(window: int | None = None, goes_on: bool = True, softcap: float | None = None) -> bool:
-    return suits(_states(4, 9, 0), _states(2, 9, 1), window, goes_on, softcap, attend_in_groups)
+    return suits(_states(4, 9, 0), *(_states(2, 9, seed) for seed in (1, 2)), window, goes_on, softcap,
+                 attend_in_groups)
 
 
 def test_a_kind_is_asked_once(with_kernel: list[int]) -> None:
@@ -146,6 +147,28 @@ def test_a_kernel_that_gives_something_else_is_not_taken(with_kernel: list[int],
     monkeypatch.setattr(kernel, "varlen_attn", first_sees_first)
     assert not _suits()
     assert _suits(goes_on=False)
+
+
+@pytest.mark.parametrize("ignored", [{"window_size": (-1, 0)}, {"scale": None}], ids=["window", "scale"])
+def test_a_kernel_that_ignores_something_is_not_taken(ignored: dict[str, Any], with_kernel: list[int],
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "varlen_attn",
+                        lambda *args, **kwargs: stand_in(*args, **{**kwargs, **ignored}))
+    assert not _suits(window=4_096)
+
+
+def test_values_that_are_narrower_than_keys_come_one_by_one(with_kernel: list[int]) -> None:
+    query, key, value = _states(4, 9, 0), _states(2, 9, 1), _states(2, 9, 2)[..., :4]
+    assert not suits(query, key, value, None, False, None, attend_in_groups)
+    assert not with_kernel
+
+
+def test_what_an_answer_has_asked_for_can_be_trained_with(with_kernel: list[int]) -> None:
+    lengths = (2, 5)
+    with torch.inference_mode():
+        starts = varlen._starts(lengths, CPU)
+    assert not starts.is_inference()
+    assert varlen._starts(lengths, CPU) is starts
 
 
 @pytest.mark.parametrize("error", [TypeError("an older torch has no window"), RuntimeError("no kernel for this GPU")])
@@ -171,11 +194,13 @@ def test_on_the_cpu_nothing_is_asked() -> None:
 
 def test_no_random_number_is_drawn(with_kernel: list[int]) -> None:
     before = torch.get_rng_state()
-    assert suits(_states(4, 9, 0), _states(2, 9, 1), None, False, None, attend_in_groups)
+    assert _suits(goes_on=False)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_kernel_of_a_gpu_is_taken() -> None:
-    query, key = (_states(heads, 9, heads).detach().to("cuda", torch.bfloat16) for heads in (4, 2))
-    assert suits(query, key, None, True, None, attend_in_groups)
+@pytest.mark.parametrize("window", [None, 512])
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_the_kernel_of_a_gpu_is_taken(window: int | None, goes_on: bool) -> None:
+    query, key, value = (torch.randn(1, heads, 64, 128, device="cuda", dtype=torch.bfloat16) for heads in (32, 8, 8))
+    assert suits(query, key, value, window, goes_on, None, attend_in_groups)
