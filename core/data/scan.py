@@ -5,6 +5,7 @@ import time
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,11 @@ def scan_dataset(job: ScanData, control: Control, warm: Warm | None = None) -> I
     values = to_plain(scanned)
     del values["event"]
     yield Result(values)
+
+
+def length_counts(lengths: NDArray[Any], longest: int) -> tuple[int, ...]:
+    """How many rows lie in each of HISTOGRAM_BINS equal bins from 0 to `longest` tokens; `lengths` is (rows,)."""
+    return tuple(np.histogram(lengths, bins=HISTOGRAM_BINS, range=(0, max(longest, 1)))[0].tolist())
 
 
 class _Scan:
@@ -160,7 +166,7 @@ class _Findings:
     def scanned(self, data: DataConfig, outline: Outline | None, measured: float) -> DataScanned:
         """The event. With an outline, its sample stands for all rows that were read."""
         lengths = np.frombuffer(self._lengths, np.uint32) if self._lengths else np.zeros(0, np.uint32)
-        counts = np.histogram(lengths, bins=HISTOGRAM_BINS, range=(0, max(self._longest, 1)))[0]
+        counts = length_counts(lengths, self._longest)
         problems = list(self._problems)
         if self._more:
             problems.append(f"{self._more} more rows can not be used.")
@@ -175,5 +181,5 @@ class _Findings:
             files=data.train, format=", ".join(self.formats), rows=rows, tokens=round(scale * self._tokens),
             supervised_tokens=round(scale * self._supervised), rows_cut=round(scale * self._cut),
             rows_without_supervision=round(scale * self._without), longest=self._longest,
-            length_counts=tuple(round(scale * int(count)) for count in counts), problems=tuple(problems),
+            length_counts=tuple(round(scale * count) for count in counts), problems=tuple(problems),
             sampled=len(lengths) if outline is not None else 0, measured=measured)

@@ -19,7 +19,7 @@ from core.control import Control
 from core.data.batching import Batch
 from core.data.prepare import PreparedData, prepare_rows
 from core.data.row_store import digest_of_all, row_lengths
-from core.data.scan import HISTOGRAM_BINS
+from core.data.scan import length_counts
 from core.data.template import EncodedRow
 from core.errors import ConfigError, ModelError
 from core.estimate import with_checkpointing
@@ -220,8 +220,7 @@ def _scanned(rows: PreparedData) -> DataScanned:
     """The lengths of the rows, as a scan of the data tells them."""
     lengths = np.concatenate([row_lengths(part) for part in (rows.train, rows.validation)])
     longest = _longest(rows)
-    counts = np.histogram(lengths, bins=HISTOGRAM_BINS, range=(0, max(longest, 1)))[0]
-    return DataScanned((), "", len(lengths), int(lengths.sum()), 0, 0, 0, longest, tuple(counts.tolist()))
+    return DataScanned((), "", len(lengths), int(lengths.sum()), 0, 0, 0, longest, length_counts(lengths, longest))
 
 
 def _with_training(config: RunConfig, **values: Any) -> RunConfig:
